@@ -1,0 +1,181 @@
+//! A run: one life of a plugin, and everything that refers to it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::Outbox;
+use super::slots::CallerSlots;
+use crate::event_bus::Gate;
+use crate::types::{Generation, PluginName, RunId};
+
+/// One channel of a run; unique in this core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelId(u64);
+
+impl ChannelId {
+    /// A new id.
+    #[must_use]
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl fmt::Display for ChannelId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// The live channel of a run. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Which channel.
+    pub channel: ChannelId,
+    /// Whose.
+    pub plugin: PluginName,
+    /// What waits for it.
+    pub outbox: Outbox,
+    /// Calls it works on at once.
+    pub max_calls_in_flight: usize,
+}
+
+/// One run. Made by the plugin manager; everyone else only reads.
+#[derive(Debug)]
+pub struct Run {
+    plugin: PluginName,
+    id: RunId,
+    generation: Generation,
+    ended: CancellationToken,
+    gate: watch::Sender<Gate>,
+    /// The channel, if there is one now. Guards only itself.
+    link: Mutex<Option<Link>>,
+    /// When the plugin last answered a `Ping`, and with which nonce.
+    last_pong: Mutex<Option<(u64, Instant)>>,
+    slots: Arc<CallerSlots>,
+}
+
+impl Run {
+    /// A run that begins now.
+    #[must_use]
+    pub fn new(plugin: PluginName, generation: Generation) -> Arc<Self> {
+        Arc::new(Self {
+            plugin,
+            id: RunId::random(),
+            generation,
+            ended: CancellationToken::new(),
+            gate: watch::Sender::new(Gate::Waiting),
+            link: Mutex::new(None),
+            last_pong: Mutex::new(None),
+            slots: Arc::default(),
+        })
+    }
+
+    /// Whose run.
+    #[must_use]
+    pub fn plugin(&self) -> &PluginName {
+        &self.plugin
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Cancelled when the run ends; streams and registrations of the run end by it.
+    #[must_use]
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// Whether its events flow.
+    #[must_use]
+    pub fn gate(&self) -> watch::Receiver<Gate> {
+        self.gate.subscribe()
+    }
+
+    /// The live channel, if there is one.
+    #[must_use]
+    pub fn link(&self) -> Option<Link> {
+        self.link.lock().clone()
+    }
+
+    /// Its share of calls in flight.
+    #[must_use]
+    pub fn slots(&self) -> &Arc<CallerSlots> {
+        &self.slots
+    }
+
+    /// Lets events flow or not. Only the plugin manager does this.
+    pub fn set_gate(&self, gate: Gate) {
+        self.gate
+            .send_if_modified(|current| std::mem::replace(current, gate) != gate);
+    }
+
+    /// Sets the live channel and returns the one before. Only the plugin manager does this.
+    pub fn set_link(&self, link: Option<Link>) -> Option<Link> {
+        std::mem::replace(&mut *self.link.lock(), link)
+    }
+
+    /// Notes an answer to a `Ping`.
+    pub fn note_pong(&self, nonce: u64, now: Instant) {
+        *self.last_pong.lock() = Some((nonce, now));
+    }
+
+    /// The last answer to a `Ping`: its nonce and when it came.
+    #[must_use]
+    pub fn last_pong(&self) -> Option<(u64, Instant)> {
+        *self.last_pong.lock()
+    }
+}
+
+/// The runs that are alive, by plugin. Written by the plugin manager, read to tell whose request it is.
+#[derive(Clone, Debug, Default)]
+pub struct Runs {
+    /// At most one run per plugin. Short lock: no await inside.
+    live: Arc<RwLock<HashMap<PluginName, Arc<Run>>>>,
+}
+
+impl Runs {
+    /// The live run of a plugin.
+    #[must_use]
+    pub fn get(&self, plugin: &str) -> Option<Arc<Run>> {
+        self.live.read().get(plugin).cloned()
+    }
+
+    /// Makes a run the live one of its plugin.
+    pub fn insert(&self, run: Arc<Run>) {
+        let before = self.live.write().insert(run.plugin.clone(), run);
+        debug_assert!(
+            before.is_none_or(|run| run.ended.is_cancelled()),
+            "two live runs"
+        );
+    }
+
+    /// Ends a run: takes it off the list and cancels what belongs to it. Idempotent.
+    pub fn end(&self, run: &Run) {
+        let mut live = self.live.write();
+        if live
+            .get(run.plugin.as_str())
+            .is_some_and(|current| current.id == run.id)
+        {
+            live.remove(run.plugin.as_str());
+        }
+        drop(live);
+        run.ended.cancel();
+    }
+}

@@ -1,0 +1,178 @@
+//! The command line of `core-server`.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process;
+
+use clap::{Parser, Subcommand};
+use core_server::config::{self, Flags, Loaded};
+
+/// The kernel: events, services, state, storage, and the plugins that use them.
+#[derive(Debug, Parser)]
+#[command(name = "core-server", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Run the core until it is told to stop (the default)
+    #[default]
+    Run,
+    /// Check the configuration and print all of it, with the origin of each value
+    CheckConfig,
+    /// Ask a running core whether it serves, and say so by the exit code
+    Health {
+        /// Where it is: unix:/PATH or IP:PORT [default: the operator socket of the configuration]
+        #[arg(long, value_name = "ADDRESS")]
+        addr: Option<String>,
+    },
+}
+
+/// How the process ends. The numbers are those of sysexits.h where it has a fitting one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitCode {
+    /// Storage is closed and nothing survived.
+    Clean = 0,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// Something in the core failed.
+    Internal = 70,
+    /// The stop took longer than `shutdown_timeout`.
+    BudgetMissed = 75,
+    /// The configuration is refused.
+    BadConfiguration = 78,
+}
+
+impl From<ExitCode> for process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+impl Cli {
+    /// Reads the arguments, the program's own name first. `Err`: there is nothing more to do, for it
+    /// was `--help`, `--version` or a mistake, and the answer is printed.
+    pub(crate) fn read<A: Into<OsString> + Clone>(
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self, ExitCode> {
+        Self::try_parse_from(arguments).map_err(|answer| {
+            // Nobody reads it: then nobody misses it.
+            let _unread = answer.print();
+            if answer.use_stderr() {
+                ExitCode::Usage
+            } else {
+                ExitCode::Clean
+            }
+        })
+    }
+
+    /// What to do.
+    pub(crate) fn command(&self) -> Command {
+        self.command.clone().unwrap_or_default()
+    }
+
+    /// Loads the configuration; what is wrong with it goes to standard error.
+    pub(crate) fn load(&self, cwd: &Path) -> Result<Loaded, ExitCode> {
+        config::load(&self.flags, config::process_environment(), cwd).map_err(|error| {
+            tell(&format!("{error}"));
+            ExitCode::BadConfiguration
+        })
+    }
+
+    /// `check-config`: the configuration on standard output, what is doubtful on standard error.
+    pub(crate) fn check_config(&self, cwd: &Path) -> ExitCode {
+        let loaded = match self.load(cwd) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        for warning in &loaded.warnings {
+            tell(&format!("warning: {warning}"));
+        }
+        match write!(io::stdout().lock(), "{}", loaded.origins) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::Internal,
+            _ => ExitCode::Clean,
+        }
+    }
+}
+
+/// Says something before there is a log.
+pub(crate) fn tell(text: &str) {
+    // A closed standard error leaves no way to say even that.
+    let _unread = writeln!(io::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Cli, ExitCode> {
+        Cli::read([&["core-server"], arguments].concat())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        <Cli as CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn running_is_the_default() {
+        assert_eq!(read(&[]).expect("good").command(), Command::Run);
+        assert_eq!(read(&["run"]).expect("good").command(), Command::Run);
+    }
+
+    #[test]
+    fn flags_may_stand_on_both_sides_of_the_command() {
+        let cli = read(&[
+            "--db",
+            "x.db",
+            "check-config",
+            "--listen",
+            "127.0.0.1:1",
+            "--listen",
+            "[::1]:1",
+        ])
+        .expect("good");
+        assert_eq!(cli.command(), Command::CheckConfig);
+        assert_eq!(cli.flags.db.as_deref(), Some("x.db"));
+        assert_eq!(cli.flags.listen, ["127.0.0.1:1", "[::1]:1"]);
+    }
+
+    #[test]
+    fn the_probe_takes_an_address() {
+        let cli = read(&["health", "--addr", "127.0.0.1:7070"]).expect("good");
+        let addr = Some("127.0.0.1:7070".to_owned());
+        assert_eq!(cli.command(), Command::Health { addr });
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors_and_help_is_none() {
+        assert_eq!(read(&["--nonsense"]).expect_err("bad"), ExitCode::Usage);
+        assert_eq!(read(&["fly"]).expect_err("bad"), ExitCode::Usage);
+        assert_eq!(
+            read(&["--db", "x", "--ephemeral"]).expect_err("bad"),
+            ExitCode::Usage
+        );
+        assert_eq!(read(&["--version"]).expect_err("answered"), ExitCode::Clean);
+        assert_eq!(read(&["--help"]).expect_err("answered"), ExitCode::Clean);
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_documentation() {
+        let codes = [
+            ExitCode::Clean,
+            ExitCode::Usage,
+            ExitCode::Internal,
+            ExitCode::BudgetMissed,
+            ExitCode::BadConfiguration,
+        ];
+        assert_eq!(codes.map(|code| code as u8), [0, 2, 70, 75, 78]);
+    }
+}

@@ -1,0 +1,298 @@
+//! Every bound of the core, with its unit and what happens at it. `docs/reference/limits.md` shows the
+//! same table, and a test keeps the two in step.
+
+use std::time::Duration;
+
+use super::shape::{Field, Shape};
+use super::tree::{Data, View};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A bound in force, for `Introspection`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Its name in `[limits]`; of a fixed one only a name.
+    pub name: &'static str,
+    /// How much.
+    pub value: u64,
+    /// Of what: "bytes", "calls", "milliseconds".
+    pub unit: &'static str,
+    /// What happens at the bound.
+    pub at_limit: &'static str,
+}
+
+/// How each kind of bound is written, read and counted.
+macro_rules! kind {
+    (type bytes) => {
+        usize
+    };
+    (type time) => {
+        Duration
+    };
+    (type $unit:ident) => {
+        usize
+    };
+    (shape bytes $low:expr, $high:expr) => {
+        Shape::Size($low as u64..=$high as u64)
+    };
+    (shape time $low:expr, $high:expr) => {
+        Shape::Time($low..=$high)
+    };
+    (shape $unit:ident $low:expr, $high:expr) => {
+        Shape::Integer($low as u64..=$high as u64)
+    };
+    (data bytes $value:expr) => {
+        Data::Size($value as u64)
+    };
+    (data time $value:expr) => {
+        Data::Time($value)
+    };
+    (data $unit:ident $value:expr) => {
+        Data::Integer($value as i64)
+    };
+    (read time $view:expr, $key:expr) => {
+        $view.time($key)
+    };
+    (read $unit:ident $view:expr, $key:expr) => {
+        $view.number($key)
+    };
+    (value time $value:expr) => {
+        u64::try_from($value.as_millis()).unwrap_or(u64::MAX)
+    };
+    (value $unit:ident $value:expr) => {
+        $value as u64
+    };
+    (unit time) => {
+        "milliseconds"
+    };
+    (unit $unit:ident) => {
+        stringify!($unit)
+    };
+}
+
+macro_rules! limits {
+    ($(
+        #[doc = $about:literal]
+        $name:ident: $unit:ident = $default:expr, within $low:expr, $high:expr, at $at_limit:literal;
+    )+) => {
+        /// The bounds that can be configured; the defaults are the contract's.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Limits {
+            $(#[doc = $about] pub $name: kind!(type $unit),)+
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        /// `[limits]`.
+        pub(super) const FIELDS: &[Field] = &[$(
+            Field::new(
+                stringify!($name),
+                kind!(shape $unit $low, $high),
+                $about,
+            )
+            .preset(|| kind!(data $unit $default)),
+        )+];
+
+        impl Limits {
+            /// From a checked `[limits]`.
+            pub(super) fn read(section: View<'_>) -> Self {
+                let default = Self::default();
+                Self {
+                    $($name: kind!(read $unit section, stringify!($name)).unwrap_or(default.$name),)+
+                }
+            }
+
+            /// Every bound in force, fixed ones too, in order of name.
+            #[must_use]
+            pub fn describe(&self) -> Vec<Limit> {
+                let mut list = vec![$(
+                    Limit {
+                        name: stringify!($name),
+                        value: kind!(value $unit self.$name),
+                        unit: kind!(unit $unit),
+                        at_limit: $at_limit,
+                    },
+                )+];
+                list.extend_from_slice(FIXED);
+                list.sort_by_key(|limit| limit.name);
+                list
+            }
+        }
+    };
+}
+
+limits! {
+    /// Largest gRPC message, either way.
+    message_bytes: bytes = core_proto::contract::MAX_MESSAGE_BYTES, within 2 * MIB, core_proto::contract::MAX_MESSAGE_BYTES,
+        at "OUT_OF_RANGE; on a channel it ends the channel, so SDKs check before sending";
+    /// Largest event data, call payload and result, each.
+    payload_bytes: bytes = 256 * KIB, within KIB, MIB,
+        at "INVALID_ARGUMENT TOO_LARGE";
+    /// Concurrent HTTP/2 streams of one connection.
+    streams_per_connection: streams = 1_024, within 16, 65_536,
+        at "the client's HTTP/2 stack queues; an abuser's connection ends";
+    /// Open connections.
+    connections: connections = 1_024, within 2, 65_536,
+        at "new ones are refused";
+    /// Time for the HTTP/2 preface of a new connection.
+    preface_timeout: time = seconds(5), within millis(100), seconds(60),
+        at "the connection is closed";
+    /// Time for the `Hello` of a new channel.
+    hello_timeout: time = seconds(10), within millis(100), seconds(300),
+        at "DEADLINE_EXCEEDED HELLO_TIMEOUT: the channel is closed";
+    /// Deadline of a call that names none.
+    call_timeout: time = seconds(10), within millis(1), seconds(86_400),
+        at "DEADLINE_EXCEEDED DEADLINE";
+    /// Longest deadline of a call; a longer one is cut.
+    call_timeout_max: time = seconds(300), within millis(1), seconds(86_400),
+        at "DEADLINE_EXCEEDED DEADLINE";
+    /// Nesting depth of calls.
+    call_depth: calls = 16, within 1, 256,
+        at "FAILED_PRECONDITION CALL_DEPTH";
+    /// Calls in flight at one provider that does not say otherwise.
+    calls_per_provider: calls = 256, within 1, 65_536,
+        at "further calls wait";
+    /// Calls that wait for a place at one provider.
+    calls_waiting: calls = 1_024, within 0, 1_048_576,
+        at "RESOURCE_EXHAUSTED PROVIDER_BUSY";
+    /// Calls in flight of one caller.
+    calls_per_caller: calls = 1_024, within 1, 1_048_576,
+        at "RESOURCE_EXHAUSTED CALLER_BUSY";
+    /// A cancelled or expired call keeps its place so long, unless the provider acknowledges earlier.
+    cancelled_call_hold: time = seconds(5), within Duration::ZERO, seconds(300),
+        at "the place is freed";
+    /// Callers wait so long for a provider whose channel is lost and may come back.
+    suspended_wait: time = seconds(3), within Duration::ZERO, seconds(300),
+        at "UNAVAILABLE NO_PROVIDER";
+    /// What may wait for a plugin to read its channel.
+    outbox_bytes: bytes = 8 * MIB, within 4 * MIB, 1_024 * MIB,
+        at "new calls to that plugin are refused";
+    /// A channel with something to send makes no progress for so long.
+    channel_stall: time = seconds(15), within seconds(1), seconds(3_600),
+        at "RESOURCE_EXHAUSTED CHANNEL_STALLED: the channel ends";
+    /// Time between pings to a plugin that answers them.
+    heartbeat_interval: time = seconds(5), within millis(100), seconds(3_600),
+        at "two missed: the plugin is degraded";
+    /// Services of one plugin.
+    services_per_plugin: services = 1_000, within 1, 100_000,
+        at "RESOURCE_EXHAUSTED TOO_MANY_SERVICES";
+    /// Subscriptions of one plugin.
+    subscriptions_per_plugin: subscriptions = 64, within 1, 65_536,
+        at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
+    /// Events that the log keeps for subscribers who are behind.
+    event_log_events: events = 65_536, within 16, 16_777_216,
+        at "the oldest are forgotten; who had not read them gets a Gap";
+    /// Bytes of events that the log keeps.
+    event_log_bytes: bytes = 64 * MIB, within 4 * MIB, 16_384 * MIB,
+        at "the oldest are forgotten; who had not read them gets a Gap";
+    /// Events that a subscriber may be behind before it counts as slow.
+    slow_subscriber_events: events = 4_096, within 1, 16_777_216,
+        at "advisory $core.slow_subscriber; publishers never wait";
+    /// Bytes of events that a subscriber may be behind before it counts as slow.
+    slow_subscriber_bytes: bytes = 4 * MIB, within KIB, 16_384 * MIB,
+        at "advisory $core.slow_subscriber; publishers never wait";
+    /// Events of one batch.
+    publish_batch_events: events = 1_000, within 1, 10_000,
+        at "INVALID_ARGUMENT BATCH_TOO_LARGE";
+    /// Bytes of one batch.
+    publish_batch_bytes: bytes = MIB, within KIB, MIB,
+        at "INVALID_ARGUMENT BATCH_TOO_LARGE";
+    /// Keys of the state.
+    state_keys: keys = 100_000, within 1, 10_000_000,
+        at "RESOURCE_EXHAUSTED STATE_FULL";
+    /// Largest value of the state.
+    state_value_bytes: bytes = 64 * KIB, within KIB, MIB,
+        at "INVALID_ARGUMENT TOO_LARGE";
+    /// All values of the state together.
+    state_bytes: bytes = 256 * MIB, within MIB, 65_536 * MIB,
+        at "RESOURCE_EXHAUSTED STATE_FULL";
+    /// Largest value of the storage.
+    storage_value_bytes: bytes = 256 * KIB, within KIB, MIB,
+        at "INVALID_ARGUMENT TOO_LARGE";
+    /// Writes that wait for the storage.
+    storage_queue_writes: writes = 4_096, within 1, 1_048_576,
+        at "RESOURCE_EXHAUSTED QUEUE_FULL";
+    /// Bytes of writes that wait for the storage.
+    storage_queue_bytes: bytes = 16 * MIB, within 2 * MIB, 1_024 * MIB,
+        at "RESOURCE_EXHAUSTED QUEUE_FULL";
+    /// Reads of the storage that run at once.
+    storage_readers: readers = 4, within 1, 64,
+        at "further reads wait";
+    /// Memory for entries of the storage read or written lately; 0: none.
+    storage_cache_bytes: bytes = 16 * MIB, within 0, 16_384 * MIB,
+        at "entries that were not used for long leave";
+}
+
+/// Bounds of the contract itself: SDKs and stored data rely on them.
+const FIXED: &[Limit] = &[
+    Limit {
+        name: "dotted_name_bytes",
+        value: crate::types::MAX_BYTES as u64,
+        unit: "bytes",
+        at_limit: "INVALID_ARGUMENT naming the rule broken; fixed",
+    },
+    Limit {
+        name: "dotted_name_tokens",
+        value: crate::types::MAX_TOKENS as u64,
+        unit: "tokens",
+        at_limit: "INVALID_ARGUMENT naming the rule broken; fixed",
+    },
+    Limit {
+        name: "plugin_name_bytes",
+        value: crate::types::PluginName::MAX_BYTES as u64,
+        unit: "bytes",
+        at_limit: "the configuration is refused; fixed",
+    },
+];
+
+impl Limits {
+    /// Bounds that contradict each other: the two keys, and what is wrong.
+    pub(super) fn contradictions(&self) -> Vec<(&'static str, &'static str, &'static str)> {
+        let mut found = Vec::new();
+        if self.call_timeout > self.call_timeout_max {
+            found.push((
+                "call_timeout",
+                "call_timeout_max",
+                "limits.call_timeout is longer than limits.call_timeout_max",
+            ));
+        }
+        if self.slow_subscriber_events > self.event_log_events {
+            found.push((
+                "slow_subscriber_events",
+                "event_log_events",
+                "limits.slow_subscriber_events is more than limits.event_log_events: \
+                 nobody would ever count as slow",
+            ));
+        }
+        if self.slow_subscriber_bytes > self.event_log_bytes {
+            found.push((
+                "slow_subscriber_bytes",
+                "event_log_bytes",
+                "limits.slow_subscriber_bytes is more than limits.event_log_bytes: \
+                 nobody would ever count as slow",
+            ));
+        }
+        if self.publish_batch_bytes < self.payload_bytes {
+            found.push((
+                "publish_batch_bytes",
+                "payload_bytes",
+                "limits.publish_batch_bytes is less than limits.payload_bytes: \
+                 a batch must hold at least one event",
+            ));
+        }
+        found
+    }
+}

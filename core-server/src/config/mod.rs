@@ -1,0 +1,224 @@
+//! The configuration: read once, checked as a whole, typed, trusted afterwards.
+//!
+//! Owns: `core.toml`, `plugin.toml`, the names of environment variables and flags, every default and
+//! every bound ([`Limits`]). Does not own: what the settings mean to a component, nor whether a
+//! program or an address can be had; that shows when it is used.
+//!
+//! How it works: `settings.rs` describes what may be said, as data (`shape.rs`). Each layer (file,
+//! environment, flags) becomes a tree whose values know their place (`tree.rs`), is checked against
+//! the description by itself, and is laid over the one before. Then it is typed.
+//!
+//! Invariants
+//! - Defaults < file < environment < flags; of a plugin: defaults < `plugin.toml` <
+//!   `[plugins.NAME]` < environment. Tables are joined, lists and values replaced.
+//! - A mistake in any layer is reported with its place even if another layer overrides it; all of them
+//!   at once; before anything is bound, written or started.
+//! - Unknown keys, and unknown variables that begin with `RUNTIME_`, are mistakes.
+//! - No secret is in a message, in `Debug`, or in what `check-config` prints.
+//!
+//! When full: files above 1 MiB and secrets above 64 KiB are refused.
+
+mod environment;
+mod error;
+mod flags;
+mod limits;
+mod load;
+mod origins;
+mod permissions;
+mod plugins;
+mod schema;
+mod secrets;
+mod settings;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::plugin_manager::Manifest;
+
+pub use environment::process_environment;
+pub use error::{Error, Origin, Problem, SourceFile};
+pub use flags::Flags;
+pub use limits::{Limit, Limits};
+pub use load::{Loaded, load};
+pub(crate) use origins::REDACTED;
+pub use origins::{Origins, Setting};
+pub use permissions::{CallPermission, Manage, Need, Permissions, ReadWrite};
+pub use schema::json_schemas;
+
+/// Read if it is there and no other is named.
+const DEFAULT_FILE: &str = "core.toml";
+const DEFAULT_PLUGINS_DIR: &str = "plugins";
+const DEFAULT_DATA_DIR: &str = "data";
+/// In the data directory.
+const DEFAULT_DATABASE: &str = "runtime.db";
+/// In the data directory.
+const DEFAULT_RUNTIME_DIR: &str = "run";
+const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_LOG_FILTER: &str = "info";
+
+/// A configuration that holds. [`load()`] makes one from files; a program that embeds the core begins
+/// with [`Config::default`] and sets fields.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where plugins were looked for.
+    pub plugins_dir: PathBuf,
+    /// Where the core and its child plugins keep their data.
+    pub data_dir: PathBuf,
+    /// Bounds a graceful stop.
+    pub shutdown_timeout: Duration,
+    /// Durable data.
+    pub storage: Storage,
+    /// Where the core can be reached.
+    pub listen: Listen,
+    /// Users who may use the operator socket besides the core's own.
+    pub operators: Vec<u32>,
+    /// The core's own log.
+    pub log: Log,
+    /// Bounds.
+    pub limits: Limits,
+    /// The enabled plugins, in order of name.
+    pub plugins: Vec<Manifest>,
+}
+
+/// Durable data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// What keeps it.
+    pub adapter: Adapter,
+    /// The database, where the adapter has one.
+    pub path: PathBuf,
+    /// What a write must survive before it is acknowledged.
+    pub durability: Durability,
+}
+
+/// What keeps durable data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Adapter {
+    /// An SQLite database.
+    #[default]
+    Sqlite,
+    /// Memory: everything is forgotten at the end.
+    Memory,
+}
+
+/// What a write must survive before it is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// A power cut.
+    #[default]
+    Full,
+    /// The end of the core; a power cut may take the last minutes' writes, never a part of one.
+    Normal,
+}
+
+/// Where the core can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Holds the unix sockets.
+    pub runtime_dir: PathBuf,
+    /// TCP addresses for plugins.
+    pub tcp: Vec<SocketAddr>,
+    /// Plaintext from other machines is allowed. Loud in status and logs.
+    pub insecure_plaintext: bool,
+}
+
+impl Listen {
+    /// The socket for plugins.
+    #[must_use]
+    pub fn core_socket(&self) -> PathBuf {
+        self.runtime_dir.join("core.sock")
+    }
+
+    /// The socket for people.
+    #[must_use]
+    pub fn operator_socket(&self) -> PathBuf {
+        self.runtime_dir.join("operator.sock")
+    }
+}
+
+/// The core's own log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or levels by target.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON lines.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: DEFAULT_LOG_FILTER.to_owned(),
+            format: LogFormat::Auto,
+        }
+    }
+}
+
+impl Default for Config {
+    /// What [`load()`] gives where nothing is set and no plugin is installed, with relative paths and
+    /// the sockets in the data directory.
+    fn default() -> Self {
+        let data_dir = PathBuf::from(DEFAULT_DATA_DIR);
+        Self {
+            plugins_dir: PathBuf::from(DEFAULT_PLUGINS_DIR),
+            shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
+            storage: Storage {
+                adapter: Adapter::default(),
+                path: data_dir.join(DEFAULT_DATABASE),
+                durability: Durability::default(),
+            },
+            listen: Listen {
+                runtime_dir: data_dir.join(DEFAULT_RUNTIME_DIR),
+                tcp: Vec::new(),
+                insecure_plaintext: false,
+            },
+            data_dir,
+            operators: Vec::new(),
+            log: Log::default(),
+            limits: Limits::default(),
+            plugins: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Everything inside one directory, data in memory, no TCP, no plugins: for tests, and for
+    /// programs that embed the core and want to leave no trace. The directory's path must be short
+    /// enough for unix sockets (about 90 bytes).
+    #[must_use]
+    pub fn for_tests(directory: &Path) -> Self {
+        let default = Self::default();
+        Self {
+            plugins_dir: directory.join(DEFAULT_PLUGINS_DIR),
+            data_dir: directory.join(DEFAULT_DATA_DIR),
+            storage: Storage {
+                adapter: Adapter::Memory,
+                path: directory.join(DEFAULT_DATA_DIR).join(DEFAULT_DATABASE),
+                ..default.storage
+            },
+            listen: Listen {
+                runtime_dir: directory.join(DEFAULT_RUNTIME_DIR),
+                ..default.listen
+            },
+            ..default
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `EventBus`.
+
+use core_proto::encoded::SubscribeResponse;
+use core_proto::servers::event_bus_server;
+use core_proto::v1;
+use futures_util::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::{BadField, events};
+use super::{gate, status, unary};
+use crate::error::Failure;
+use crate::event_bus::{BatchReceipt, EventBus};
+use crate::security::{Action, Caller, Gatekeeper};
+use crate::task::TaskScope;
+
+/// Batches of one publish stream that may be answered but not yet read by the publisher; beyond it,
+/// the next batch is not read before an acknowledgement is.
+const UNREAD_ACKNOWLEDGEMENTS: usize = 64;
+
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) bus: EventBus,
+    pub(super) gatekeeper: Gatekeeper,
+    pub(super) scope: TaskScope,
+}
+
+impl Api {
+    /// An event of this caller, judged: publishing it cannot fail any more.
+    pub(super) fn check(
+        &self,
+        caller: &Caller,
+        event: v1::NewEvent,
+    ) -> Result<crate::event_bus::NewEvent, Failure> {
+        let event = events::new_event(event, caller)?;
+        self.gatekeeper
+            .authorize(&caller.source, Action::Publish(event.topic.as_str()))?;
+        self.bus.check(&event)?;
+        Ok(event)
+    }
+
+    pub(super) fn publish(
+        &self,
+        caller: &Caller,
+        request: v1::EventBusPublishRequest,
+    ) -> Result<v1::EventBusPublishResponse, Failure> {
+        let event = request.event.ok_or(BadField::Missing { field: "event" })?;
+        let event = self.check(caller, event)?;
+        let position = self.bus.publish(&caller.source, event)?;
+        Ok(v1::EventBusPublishResponse {
+            epoch: position.epoch.0,
+            seq: position.seq,
+        })
+    }
+
+    pub(super) fn publish_batch(
+        &self,
+        caller: &Caller,
+        request: v1::EventBusPublishBatchRequest,
+    ) -> Result<v1::EventBusPublishBatchResponse, Failure> {
+        let (receipt, rejected) = self.publish_all(caller, request.events)?;
+        Ok(v1::EventBusPublishBatchResponse {
+            epoch: receipt.epoch.0,
+            first_seq: receipt.first_seq,
+            published: u32::try_from(receipt.count).unwrap_or(u32::MAX),
+            rejected,
+        })
+    }
+
+    /// Publishes what can be published, in order, and tells the rest by index.
+    pub(super) fn publish_all(
+        &self,
+        caller: &Caller,
+        events: Vec<v1::NewEvent>,
+    ) -> Result<(BatchReceipt, Vec<v1::RejectedEvent>), Failure> {
+        self.bus.check_batch(
+            events.len(),
+            events.iter().map(|event| event.data.len()).sum(),
+        )?;
+        let mut rejected: Vec<(usize, Failure)> = Vec::new();
+        let mut good = Vec::with_capacity(events.len());
+        let mut places = Vec::with_capacity(events.len());
+        for (index, event) in events.into_iter().enumerate() {
+            match self.check(caller, event) {
+                Ok(event) => {
+                    good.push(event);
+                    places.push(index);
+                }
+                Err(failure) => rejected.push((index, failure)),
+            }
+        }
+        let receipt = self.bus.publish_batch(&caller.source, good)?;
+        let refused = receipt.rejected.iter();
+        rejected
+            .extend(refused.map(|(index, error)| (places[*index], Failure::from(error.clone()))));
+        rejected.sort_by_key(|(index, _)| *index);
+        let rejected = rejected
+            .into_iter()
+            .map(|(index, failure)| v1::RejectedEvent {
+                index: index as u64,
+                error: Some(status::body(&failure)),
+            })
+            .collect();
+        Ok((receipt, rejected))
+    }
+
+    /// Reads batches until the publisher closes, its run ends or the core stops.
+    async fn serve_stream(
+        self,
+        caller: Caller,
+        mut batches: Streaming<v1::EventBusPublishStreamRequest>,
+        answers: tokio::sync::mpsc::Sender<Result<v1::EventBusPublishStreamResponse, Status>>,
+    ) {
+        let mut acknowledged = 0;
+        let mut last_seq = 0;
+        loop {
+            // Room for the answer first: a publisher that does not read its acknowledgements is not
+            // read either, and nothing it sent is lost.
+            let Ok(place) = answers.reserve().await else {
+                return;
+            };
+            let batch = match batches.message().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return,
+                Err(error) => return place.send(Err(error)),
+            };
+            let count = batch.events.len() as u64;
+            let answer = if batch.events.is_empty() {
+                Ok((None, Vec::new()))
+            } else {
+                self.publish_all(&caller, batch.events)
+                    .map(|(receipt, rejected)| (Some(receipt), rejected))
+            };
+            let (receipt, mut rejected) = match answer {
+                Ok(answer) => answer,
+                Err(failure) => return place.send(Err(status::from_failure(failure))),
+            };
+            if let Some(receipt) = receipt.filter(|receipt| receipt.count > 0) {
+                last_seq = receipt.first_seq + receipt.count as u64 - 1;
+            }
+            rejected
+                .iter_mut()
+                .for_each(|event| event.index += acknowledged);
+            acknowledged += count;
+            let epoch = self.bus.epoch().0;
+            place.send(Ok(v1::EventBusPublishStreamResponse {
+                epoch,
+                acknowledged,
+                last_seq,
+                rejected,
+            }));
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl event_bus_server::EventBus for Api {
+    async fn publish(
+        &self,
+        request: Request<v1::EventBusPublishRequest>,
+    ) -> Result<Response<v1::EventBusPublishResponse>, Status> {
+        unary(request, async |caller, message| {
+            self.publish(&caller, message)
+        })
+        .await
+    }
+
+    async fn publish_batch(
+        &self,
+        request: Request<v1::EventBusPublishBatchRequest>,
+    ) -> Result<Response<v1::EventBusPublishBatchResponse>, Status> {
+        unary(request, async |caller, message| {
+            self.publish_batch(&caller, message)
+        })
+        .await
+    }
+
+    type PublishStreamStream = ReceiverStream<Result<v1::EventBusPublishStreamResponse, Status>>;
+
+    async fn publish_stream(
+        &self,
+        request: Request<Streaming<v1::EventBusPublishStreamRequest>>,
+    ) -> Result<Response<Self::PublishStreamStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let (answers, stream) = tokio::sync::mpsc::channel(UNREAD_ACKNOWLEDGEMENTS);
+        let ended = super::ended(&caller, &self.scope);
+        let last = answers.clone();
+        let serve = self
+            .clone()
+            .serve_stream(caller, request.into_inner(), answers);
+        self.scope.spawn_droppable("publish-stream", async move {
+            tokio::select! {
+                () = serve => {}
+                failure = ended => {
+                    // A publisher that does not read learns it by the end of the stream.
+                    let _unread = last.try_send(Err(status::from_failure(failure)));
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type SubscribeStream = super::ResponseStream<SubscribeResponse>;
+
+    async fn subscribe(
+        &self,
+        request: Request<v1::EventBusSubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let subscribe = || {
+            let subscribe = events::subscribe(request.into_inner(), &caller)?;
+            for pattern in &subscribe.patterns {
+                self.gatekeeper
+                    .authorize(&caller.source, Action::Subscribe(pattern))?;
+            }
+            Ok::<_, Failure>(self.bus.subscribe(subscribe)?)
+        };
+        let subscription = subscribe().map_err(status::from_failure)?;
+        let items = subscription.map(|item| item.map(events::delivery).map_err(Failure::from));
+        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+    }
+}

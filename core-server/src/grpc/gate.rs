@@ -1,0 +1,191 @@
+//! The layer that every RPC passes: it reads what the request carries, asks the gatekeeper, and
+//! attaches the answer. Nothing behind it sees an unjudged request.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use core_proto::contract::metadata;
+use http::HeaderMap;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::status;
+use crate::error::{Classify, ErrorKind, Failure, Reason};
+use crate::security::{Admitted, Caller, Credential, Gatekeeper, Peer, Presented};
+
+/// The layer; see the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate<S> {
+    gatekeeper: Gatekeeper,
+    inner: S,
+}
+
+impl<S> Gate<S> {
+    pub(super) fn new(gatekeeper: Gatekeeper, inner: S) -> Self {
+        Self { gatekeeper, inner }
+    }
+
+    fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Failure> {
+        let headers = request.headers();
+        let deadline = match header(headers, "grpc-timeout") {
+            Some(text) => Some(Instant::now() + parse_timeout(text).ok_or(BadTimeout)?),
+            None => None,
+        };
+        let presented = Presented {
+            token: header(headers, metadata::AUTHORIZATION).and_then(bearer),
+            run: header(headers, metadata::RUN),
+            parent: header(headers, metadata::PARENT),
+            deadline,
+            traceparent: header(headers, metadata::TRACEPARENT),
+        };
+        let method = request.uri().path().trim_start_matches('/');
+        // A connection without a peer would be a defect of the transport: it gets no rights.
+        let peer = request.extensions().get::<Peer>().unwrap_or(&Peer::Memory);
+        let admitted = self.gatekeeper.admit(peer, method, &presented)?;
+        match admitted {
+            Admitted::Anonymous => {}
+            Admitted::Plugin(credential) => {
+                request.extensions_mut().insert(credential);
+            }
+            Admitted::Caller(caller) => {
+                request.extensions_mut().insert(caller);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the metadata grpc-timeout is malformed: expected up to 8 digits and one of H M S m u n")]
+struct BadTimeout;
+
+impl Classify for BadTimeout {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::BadField
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+/// `grpc-timeout`, as the gRPC specification over HTTP/2 defines it.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3_600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+impl<S, B> Service<http::Request<B>> for Gate<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<tonic::body::Body>, Error = Infallible>,
+{
+    type Response = S::Response;
+    type Error = Infallible;
+    type Future = futures_util::future::Either<
+        S::Future,
+        std::future::Ready<Result<Self::Response, Infallible>>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        match self.admit(&mut request) {
+            Ok(()) => futures_util::future::Either::Left(self.inner.call(request)),
+            Err(failure) => {
+                tracing::debug!(method = request.uri().path(), %failure, "refused");
+                let refusal = status::from_failure(failure).into_http();
+                futures_util::future::Either::Right(std::future::ready(Ok(refusal)))
+            }
+        }
+    }
+}
+
+/// The caller that the gate attached.
+pub(super) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, tonic::Status> {
+    attached(request)
+}
+
+/// The credential that the gate attached to an RPC which needs no run.
+pub(super) fn credential<T>(request: &tonic::Request<T>) -> Result<Credential, tonic::Status> {
+    attached(request)
+}
+
+/// A rule and a handler disagree on what an RPC needs: a defect, refused.
+#[derive(Debug, thiserror::Error)]
+#[error("the request reached its handler without being judged; this is a defect of the core")]
+struct Unjudged;
+
+impl Classify for Unjudged {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Internal
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Internal
+    }
+}
+
+fn attached<T, A: Clone + Send + Sync + 'static>(
+    request: &tonic::Request<T>,
+) -> Result<A, tonic::Status> {
+    let attached = request.extensions().get::<A>().cloned();
+    attached.ok_or_else(|| status::from_failure(Unjudged))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3_600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("99999999m", Some(Duration::from_millis(99_999_999))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("6n", Some(Duration::from_nanos(6))),
+            ("", None),
+            ("S", None),
+            ("999999999S", None),
+            ("-1S", None),
+            ("1.5S", None),
+            ("1s", None),
+            ("1é", None),
+        ] {
+            assert_eq!(parse_timeout(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn bearer_tokens_are_taken_and_others_are_not() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer abc"), Some("abc"));
+        assert_eq!(bearer("Basic abc"), None);
+        assert_eq!(bearer("abc"), None);
+    }
+}

@@ -1,0 +1,268 @@
+//! The contract, served. A thin shell: each method authenticates (the gate has), converts, calls the
+//! domain, converts back. No rule, no lock, no query here.
+//!
+//! Owns: the services of `proto/`, the conversion of messages and errors, the reader of each plugin
+//! channel. Only here and in `transport/` are tonic or generated types named.
+//!
+//! Invariants
+//! - Every RPC passes the gate; every request frame passes the same gatekeeper and the same handler.
+//! - A stream of a plugin ends with its run, every stream with the core; both say why.
+//! - The reader of a channel never waits for a handler, a full queue or I/O.
+
+mod convert;
+mod event_bus;
+mod gate;
+mod introspection;
+mod plugin_channel;
+mod plugin_manager;
+mod requests;
+mod service_registry;
+mod state_engine;
+mod status;
+mod storage;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use core_proto::{FILE_DESCRIPTOR_SET, servers};
+use futures_util::Stream;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+pub(crate) use convert::events::encode as encode_event;
+pub(crate) use introspection::{Information, Metric, ReadMetrics, Value};
+pub(crate) use plugin_channel::Stats as ChannelStats;
+
+use crate::channel::Closed;
+use crate::config::Limits;
+use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
+use crate::event_bus::EventBus;
+use crate::plugin_manager::PluginManager;
+use crate::routing::Router;
+use crate::security::{Caller, Gatekeeper};
+use crate::service_registry::ServiceRegistry;
+use crate::state_engine::StateEngine;
+use crate::storage::Storage;
+use crate::task::TaskScope;
+use gate::Gate;
+
+/// What the services stand on.
+pub(crate) struct Kernel {
+    pub(crate) bus: EventBus,
+    pub(crate) registry: ServiceRegistry,
+    pub(crate) router: Router,
+    pub(crate) state: StateEngine,
+    pub(crate) storage: Storage,
+    pub(crate) manager: PluginManager,
+    pub(crate) gatekeeper: Gatekeeper,
+    pub(crate) scope: TaskScope,
+    pub(crate) limits: Limits,
+    pub(crate) information: Information,
+    pub(crate) metrics: ReadMetrics,
+    pub(crate) channel_stats: Arc<ChannelStats>,
+    pub(crate) health: HealthReporter,
+}
+
+/// All services behind the gate.
+pub(crate) type Routes = Gate<tonic::service::Routes>;
+
+/// Assembles the services.
+pub(crate) fn routes(kernel: Kernel) -> Routes {
+    let Kernel {
+        gatekeeper,
+        scope,
+        limits,
+        ..
+    } = kernel;
+    let event_bus = event_bus::Api {
+        bus: kernel.bus,
+        gatekeeper: gatekeeper.clone(),
+        scope: scope.clone(),
+    };
+    let service_registry = service_registry::Api {
+        registry: kernel.registry,
+        router: kernel.router.clone(),
+        gatekeeper: gatekeeper.clone(),
+        scope: scope.clone(),
+        max_payload_bytes: limits.payload_bytes,
+    };
+    let state_engine = state_engine::Api {
+        state: kernel.state,
+        gatekeeper: gatekeeper.clone(),
+        scope: scope.clone(),
+    };
+    let storage = storage::Api {
+        storage: kernel.storage,
+        gatekeeper: gatekeeper.clone(),
+        events: event_bus.clone(),
+    };
+    let plugin_channel = plugin_channel::Api {
+        manager: kernel.manager.clone(),
+        router: kernel.router,
+        gatekeeper: gatekeeper.clone(),
+        requests: Arc::new(requests::Requests {
+            event_bus: event_bus.clone(),
+            service_registry: service_registry.clone(),
+            state_engine: state_engine.clone(),
+            storage: storage.clone(),
+        }),
+        limits: plugin_channel::Limits {
+            hello_timeout: limits.hello_timeout,
+            outbox_bytes: limits.outbox_bytes,
+            max_requests: limits.calls_per_caller,
+            max_payload_bytes: limits.payload_bytes,
+            max_response_bytes: limits.message_bytes.saturating_sub(FRAME_BYTES),
+        },
+        stats: kernel.channel_stats,
+        scope: scope.clone(),
+    };
+    let plugin_manager = plugin_manager::Api {
+        manager: kernel.manager,
+        scope,
+    };
+    let introspection = introspection::Api {
+        information: Arc::new(kernel.information),
+        metrics: kernel.metrics,
+    };
+    let health = HealthServer::new(HealthService::from_health_reporter(kernel.health))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were made by the build")
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+
+    /// A server with the limit on messages, either way.
+    macro_rules! limited {
+        ($server:path, $api:expr) => {
+            <$server>::new($api)
+                .max_decoding_message_size(limits.message_bytes)
+                .max_encoding_message_size(limits.message_bytes)
+        };
+    }
+    use servers::{
+        event_bus_server::EventBusServer, introspection_server::IntrospectionServer,
+        plugin_channel_server::PluginChannelServer, plugin_manager_server::PluginManagerServer,
+        service_registry_server::ServiceRegistryServer, state_engine_server::StateEngineServer,
+        storage_server::StorageServer,
+    };
+    let routes = tonic::service::Routes::new(health)
+        .add_service(reflection)
+        .add_service(limited!(EventBusServer<_>, event_bus))
+        .add_service(limited!(IntrospectionServer<_>, introspection))
+        .add_service(limited!(PluginChannelServer<_>, plugin_channel))
+        .add_service(limited!(PluginManagerServer<_>, plugin_manager))
+        .add_service(limited!(ServiceRegistryServer<_>, service_registry))
+        .add_service(limited!(StateEngineServer<_>, state_engine))
+        .add_service(limited!(StorageServer<_>, storage));
+    Gate::new(gatekeeper, routes.prepare())
+}
+
+/// Requests of health and reflection are names. Health is open to anybody: nobody unknown may make the
+/// core hold a large message.
+const SMALL_MESSAGE_BYTES: usize = 4 << 10;
+
+/// What a frame of the channel may add to the message in it, amply.
+const FRAME_BYTES: usize = 1 << 10;
+
+/// Deadline of a request that gives none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a server stream answers with.
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A request's time ran out inside the core.
+#[derive(Debug, thiserror::Error)]
+#[error("the request was not done within its deadline; a write may still take effect")]
+struct Expired;
+
+impl Classify for Expired {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::DeadlineExceeded
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Deadline
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Unknown
+    }
+}
+
+/// One unary RPC: the caller that the gate found, the handler, the deadline, the error.
+async fn unary<M, A>(
+    request: Request<M>,
+    handler: impl AsyncFnOnce(Caller, M) -> Result<A, Failure>,
+) -> Result<Response<A>, Status> {
+    let caller = gate::caller(&request)?;
+    let deadline = caller
+        .deadline
+        .unwrap_or_else(|| Instant::now() + DEFAULT_TIMEOUT);
+    let answer = tokio::time::timeout_at(deadline, handler(caller, request.into_inner())).await;
+    let answer = answer.unwrap_or_else(|_| Err(Expired.into()));
+    answer.map(Response::new).map_err(status::from_failure)
+}
+
+/// Why a stream of this caller must end, when it must.
+fn ended(caller: &Caller, scope: &TaskScope) -> impl Future<Output = Failure> + Send + use<> {
+    let run = caller.run.as_ref().map(|run| run.ended().clone());
+    let stop = scope.stop_token().clone();
+    async move {
+        let run_ended = async {
+            match run {
+                Some(run) => run.cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => Closed::ShuttingDown.into(),
+            () = run_ended => Closed::RunEnded { reason: "its streams end with it".to_owned() }.into(),
+        }
+    }
+}
+
+/// A server stream that ends with its caller's run and with the core.
+fn stream<T: Send + 'static>(
+    items: impl Stream<Item = Result<T, Failure>> + Send + 'static,
+    caller: &Caller,
+    scope: &TaskScope,
+) -> ResponseStream<T> {
+    Box::pin(Ending {
+        items: Some(Box::pin(items)),
+        end: Box::pin(ended(caller, scope)),
+    })
+}
+
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
+
+/// A stream with an outer end. It ends after its first error.
+struct Ending<T, E> {
+    items: Option<Items<T>>,
+    end: Pin<Box<E>>,
+}
+
+impl<T, E: Future<Output = Failure>> Stream for Ending<T, E> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(items) = &mut this.items else {
+            return Poll::Ready(None);
+        };
+        let item = match this.end.as_mut().poll(context) {
+            Poll::Ready(failure) => Some(Err(failure)),
+            Poll::Pending => ready!(items.as_mut().poll_next(context)),
+        };
+        if !matches!(item, Some(Ok(_))) {
+            this.items = None;
+        }
+        Poll::Ready(item.map(|item| item.map_err(status::from_failure)))
+    }
+}

@@ -1,0 +1,186 @@
+//! `StateEngine`.
+
+use core_proto::servers::state_engine_server;
+use core_proto::v1;
+use futures_util::StreamExt as _;
+use tonic::{Request, Response, Status};
+
+use super::convert::{BadField, events, page_size, state};
+use super::{gate, status, unary};
+use crate::error::Failure;
+use crate::security::{Action, Caller, Gatekeeper};
+use crate::state_engine::{StateEngine, WatchItem, WatchRequest};
+use crate::task::TaskScope;
+use crate::types::{Revision, StateKey};
+
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) state: StateEngine,
+    pub(super) gatekeeper: Gatekeeper,
+    pub(super) scope: TaskScope,
+}
+
+impl Api {
+    pub(super) fn get(
+        &self,
+        caller: &Caller,
+        request: &v1::StateEngineGetRequest,
+    ) -> Result<v1::StateEngineGetResponse, Failure> {
+        let key = StateKey::parse(&request.key).map_err(BadField::from)?;
+        self.gatekeeper
+            .authorize(&caller.source, Action::ReadState(key.as_str()))?;
+        let entry = self.state.get(&key).as_ref().map(state::entry);
+        Ok(v1::StateEngineGetResponse { entry })
+    }
+
+    pub(super) fn set(
+        &self,
+        caller: &Caller,
+        request: v1::StateEngineSetRequest,
+    ) -> Result<v1::StateEngineSetResponse, Failure> {
+        let key = self.writable(caller, &request.key)?;
+        let if_revision = request.if_revision.map(Revision);
+        let receipt = self.state.set(
+            &caller.source,
+            &key,
+            request.value,
+            if_revision,
+            caller.cause,
+        )?;
+        Ok(v1::StateEngineSetResponse {
+            revision: receipt.revision.0,
+            changed: receipt.changed,
+        })
+    }
+
+    pub(super) fn delete(
+        &self,
+        caller: &Caller,
+        request: &v1::StateEngineDeleteRequest,
+    ) -> Result<v1::StateEngineDeleteResponse, Failure> {
+        let key = self.writable(caller, &request.key)?;
+        let if_revision = request.if_revision.map(Revision);
+        let receipt = self
+            .state
+            .delete(&caller.source, &key, if_revision, caller.cause)?;
+        Ok(v1::StateEngineDeleteResponse {
+            existed: receipt.existed,
+        })
+    }
+
+    fn writable(&self, caller: &Caller, key: &str) -> Result<StateKey, Failure> {
+        let key = StateKey::parse(key).map_err(BadField::from)?;
+        self.gatekeeper
+            .authorize(&caller.source, Action::WriteState(key.as_str()))?;
+        Ok(key)
+    }
+
+    /// Entries that the caller may not read are left out; a page may so be short, or empty with a
+    /// token.
+    pub(super) fn list(
+        &self,
+        caller: &Caller,
+        request: &v1::StateEngineListRequest,
+    ) -> Result<v1::StateEngineListResponse, Failure> {
+        let limit = page_size(request.page_size, 100)?;
+        let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+        let belongs =
+            |token: &str| StateKey::parse(token).is_ok() && token.starts_with(&request.prefix);
+        if after.is_some_and(|token| !belongs(token)) {
+            return Err(BadField::PageToken.into());
+        }
+        let page = self.state.list(&request.prefix, after, limit);
+        let readable = |key: &StateKey| {
+            self.gatekeeper
+                .may(&caller.source, Action::ReadState(key.as_str()))
+        };
+        Ok(v1::StateEngineListResponse {
+            entries: page
+                .entries
+                .iter()
+                .filter(|entry| readable(&entry.key))
+                .map(state::entry)
+                .collect(),
+            next_page_token: page
+                .more_after
+                .map(|key| key.to_string())
+                .unwrap_or_default(),
+            revision: page.revision.0,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl state_engine_server::StateEngine for Api {
+    async fn get(
+        &self,
+        request: Request<v1::StateEngineGetRequest>,
+    ) -> Result<Response<v1::StateEngineGetResponse>, Status> {
+        unary(request, async |caller, message| self.get(&caller, &message)).await
+    }
+
+    async fn set(
+        &self,
+        request: Request<v1::StateEngineSetRequest>,
+    ) -> Result<Response<v1::StateEngineSetResponse>, Status> {
+        unary(request, async |caller, message| self.set(&caller, message)).await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::StateEngineDeleteRequest>,
+    ) -> Result<Response<v1::StateEngineDeleteResponse>, Status> {
+        unary(request, async |caller, message| {
+            self.delete(&caller, &message)
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::StateEngineListRequest>,
+    ) -> Result<Response<v1::StateEngineListResponse>, Status> {
+        unary(request, async |caller, message| {
+            self.list(&caller, &message)
+        })
+        .await
+    }
+
+    type WatchStream = super::ResponseStream<v1::StateEngineWatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::StateEngineWatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let open = |message: v1::StateEngineWatchRequest| {
+            let patterns = events::patterns(&message.patterns)?;
+            for pattern in &patterns {
+                self.gatekeeper
+                    .authorize(&caller.source, Action::WatchState(pattern))?;
+            }
+            let request = WatchRequest {
+                watcher: caller.source.clone(),
+                patterns,
+                include_initial: message.include_initial,
+                include_reports: message.include_reports,
+            };
+            Ok::<_, Failure>(self.state.watch(request)?)
+        };
+        let watch = open(request.into_inner()).map_err(status::from_failure)?;
+        let items = watch.map(|item| {
+            Ok(match item {
+                WatchItem::Changes(changes) => v1::StateEngineWatchResponse {
+                    changes: changes.iter().map(state::change).collect(),
+                    ..v1::StateEngineWatchResponse::default()
+                },
+                WatchItem::SnapshotEnd(revision) => v1::StateEngineWatchResponse {
+                    snapshot_end: true,
+                    revision: revision.0,
+                    ..v1::StateEngineWatchResponse::default()
+                },
+            })
+        });
+        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+    }
+}

@@ -1,0 +1,56 @@
+//! Arguments, configuration, logging; then the library; then an exit code.
+
+mod cli;
+mod serve;
+
+use std::process;
+
+use core_server::telemetry::logging;
+
+use cli::{Cli, Command, ExitCode};
+
+fn main() -> process::ExitCode {
+    start().unwrap_or_else(|code| code).into()
+}
+
+fn start() -> Result<ExitCode, ExitCode> {
+    let cli = Cli::read(std::env::args_os())?;
+    let internal = |what: &str, error: &dyn std::error::Error| {
+        cli::tell(&format!("{what}: {}", core_server::error::chain(error)));
+        ExitCode::Internal
+    };
+    let cwd = std::env::current_dir()
+        .map_err(|error| internal("the working directory cannot be read", &error))?;
+    let threads = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build();
+        runtime.map_err(|error| internal("threads cannot be started", &error))
+    };
+    match cli.command() {
+        Command::CheckConfig => Ok(cli.check_config(&cwd)),
+        Command::Health { addr } => {
+            let loaded = cli.load(&cwd)?;
+            threads()?
+                .block_on(serve::health(&loaded.config, addr))
+                .map_err(|error| {
+                    cli::tell(&error);
+                    ExitCode::Internal
+                })?;
+            Ok(ExitCode::Clean)
+        }
+        Command::Run => {
+            let loaded = cli.load(&cwd)?;
+            logging::init(&loaded.config.log)
+                .map_err(|error| internal("the log cannot be set up", &error))?;
+            for warning in &loaded.warnings {
+                tracing::warn!("{warning}");
+            }
+            let threads = threads()?;
+            let code = threads.block_on(serve::run(loaded));
+            // Whatever still blocks a thread must not hold the end up: the storage is closed.
+            threads.shutdown_background();
+            Ok(code)
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Who may open a channel, and what follows: the one door for children, remote and embedded plugins.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use core_proto::contract::{WIRE_VERSION_MAX, WIRE_VERSION_MIN};
+use tokio::time::Instant;
+
+use super::plugin::{Plugin, Said};
+use super::worker::{Worker, sent};
+use super::{Admitted, Error, Kind};
+use crate::channel::handshake::{Claim, claim, negotiate};
+use crate::channel::{
+    ChannelId, Closed, Hello, Link, Outbound, Outbox, RefusedService, Run, Welcome,
+};
+use crate::error::Failure;
+use crate::security::{Action, Credential};
+use crate::service_registry::ServiceDescription;
+use crate::supervisor::heartbeat::Heartbeat;
+use crate::supervisor::lifecycle::{Event, Phase, RunEvent};
+use crate::types::{PluginName, Source};
+
+/// When a plugin that is not wanted may ask again.
+const NOT_WANTED_RETRY: Duration = Duration::from_secs(30);
+/// When a second process may ask again.
+const TAKEN_RETRY: Duration = Duration::from_secs(10);
+/// Shortest advice.
+const MIN_RETRY: Duration = Duration::from_millis(100);
+
+impl Worker {
+    /// Judges an `Open` and, if it is good, makes its channel the run's.
+    pub(super) fn open(
+        &mut self,
+        credential: &Credential,
+        hello: Hello,
+        outbox: Outbox,
+    ) -> Result<Admitted, Error> {
+        if self.shutdown.is_some() {
+            return Err(Error::ShuttingDown);
+        }
+        let name = credential.plugin.clone();
+        let now = Instant::now();
+        let bad = || Error::BadCredential {
+            plugin: name.clone(),
+        };
+        let plugin = self.plugins.get(&name).ok_or_else(bad)?;
+        if !speaks_for(credential, plugin) {
+            return Err(bad());
+        }
+        let wire_version = match negotiate(hello.wire_versions, WIRE_VERSION_MIN..=WIRE_VERSION_MAX)
+        {
+            Ok(version) => version,
+            Err(error) => {
+                self.feed(&name, Event::Incompatible(error.to_string()));
+                return Err(error.into());
+            }
+        };
+        let held = (plugin.run.is_some() && !plugin.state.awaits_channel())
+            .then_some(plugin.instance.as_ref());
+        match claim(held, &hello.instance) {
+            Claim::Taken => {
+                let back = plugin.state.suspended_until();
+                let retry_after = back.map_or(TAKEN_RETRY, |at| at.saturating_duration_since(now));
+                Err(Error::AlreadyConnected {
+                    plugin: name,
+                    retry_after: retry_after.max(MIN_RETRY),
+                })
+            }
+            Claim::Resume => {
+                let run = plugin.run.clone().ok_or_else(bad)?;
+                Ok(self.attach(run, hello, outbox, wire_version, Joining::Resumed))
+            }
+            Claim::New if !plugin.state.awaits_channel() => Err(refusal(plugin, now)),
+            Claim::New => {
+                self.take_requirements(&name, &hello)?;
+                let run = self
+                    .plugins
+                    .get(&name)
+                    .and_then(|plugin| plugin.run.clone());
+                let run = run.unwrap_or_else(|| self.begin_remote(&name));
+                Ok(self.attach(run, hello, outbox, wire_version, Joining::New))
+            }
+        }
+    }
+
+    /// A remote plugin says itself what it requires, beside what the configuration says.
+    fn take_requirements(&mut self, name: &PluginName, hello: &Hello) -> Result<(), Error> {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return Ok(());
+        };
+        if !matches!(plugin.manifest.kind, Kind::Remote { .. }) {
+            return Ok(());
+        }
+        let mut requires = plugin.manifest.requires.clone();
+        requires.extend(hello.requires.iter().cloned());
+        requires.sort();
+        requires.dedup();
+        let mut graph = self.graph.clone();
+        graph.set(name.clone(), requires.iter().cloned());
+        if let Some(path) = graph.cycle_through(name) {
+            return Err(Error::DependencyCycle { path });
+        }
+        plugin.requires = requires;
+        self.graph = graph;
+        let missing = self.missing(name);
+        self.feed(name, Event::Dependencies(missing));
+        Ok(())
+    }
+
+    fn begin_remote(&mut self, name: &PluginName) -> std::sync::Arc<Run> {
+        let plugin = self
+            .plugins
+            .get_mut(name)
+            .expect("the caller has just found it");
+        // The machine counts the same way when it hears of the channel.
+        let run = Run::new(name.clone(), plugin.state.generation().next());
+        plugin.run = Some(std::sync::Arc::clone(&run));
+        self.work.runs.insert(std::sync::Arc::clone(&run));
+        self.shared.reports.begin(&run);
+        run
+    }
+
+    fn attach(
+        &mut self,
+        run: std::sync::Arc<Run>,
+        hello: Hello,
+        outbox: Outbox,
+        wire_version: u32,
+        joining: Joining,
+    ) -> Admitted {
+        let name = run.plugin().clone();
+        let now = Instant::now();
+        let asked = usize::try_from(hello.max_calls_in_flight).unwrap_or(usize::MAX);
+        let link = Link {
+            channel: ChannelId::next(),
+            plugin: name.clone(),
+            outbox: outbox.clone(),
+            max_calls_in_flight: if asked == 0 {
+                self.config.max_calls_in_flight
+            } else {
+                asked
+            },
+        };
+        let admitted = Admitted {
+            run: std::sync::Arc::clone(&run),
+            channel: link.channel,
+        };
+        if let Some(old) = run.set_link(Some(link)) {
+            old.outbox.abort(Closed::Replaced);
+            self.work.router.link_lost(&name, old.channel);
+        }
+        let refused = match joining {
+            Joining::New => self.register(&run, &hello),
+            Joining::Resumed => Vec::new(),
+        };
+        let interval = hello.heartbeat.then_some(self.config.heartbeat);
+        let plugin = self
+            .plugins
+            .get_mut(&name)
+            .expect("a run belongs to a known plugin");
+        let config = serde_json::to_vec(&plugin.manifest.config).unwrap_or_else(|_| b"{}".to_vec());
+        let welcome = Welcome {
+            run: run.id().clone(),
+            plugin: name.clone(),
+            generation: run.generation(),
+            wire_version,
+            heartbeat_interval: interval,
+            config: Bytes::from(config),
+            config_revision: 1,
+            refused,
+            resumed: joining == Joining::Resumed,
+            max_message_bytes: self.config.max_message_bytes,
+            max_payload_bytes: self.config.max_payload_bytes,
+        };
+        sent(outbox.push(Outbound::Welcome(Box::new(welcome))));
+        let nonce = plugin.heartbeat.as_ref().map_or(0, Heartbeat::sent);
+        let nonce = nonce.max(run.last_pong().map_or(0, |(nonce, _)| nonce));
+        plugin.heartbeat = interval.map(|interval| Heartbeat::new(interval, nonce, now));
+        plugin.said = Said::from(&hello);
+        let resumable = !hello.instance.is_empty();
+        let event = match joining {
+            Joining::New => Event::Opened {
+                ready: hello.ready,
+                resumable,
+            },
+            Joining::Resumed => Event::Run(run.generation(), RunEvent::Resumed),
+        };
+        plugin.instance = hello.instance;
+        self.feed(&name, event);
+        admitted
+    }
+
+    fn register(&self, run: &Run, hello: &Hello) -> Vec<RefusedService> {
+        let mut refused = Vec::new();
+        for service in &hello.services {
+            let description = match service {
+                Ok(description) => description,
+                Err(service) => {
+                    refused.push(service.clone());
+                    continue;
+                }
+            };
+            if let Err(failure) = self.register_one(run, description) {
+                refused.push(RefusedService {
+                    name: description.name.to_string(),
+                    failure,
+                });
+            }
+        }
+        refused
+    }
+
+    fn register_one(&self, run: &Run, description: &ServiceDescription) -> Result<(), Failure> {
+        let plugin = run.plugin();
+        let source = Source::Plugin(plugin.clone());
+        let provide = Action::Provide(description.name.as_str());
+        self.work.gatekeeper.authorize(&source, provide)?;
+        self.work
+            .registry
+            .register(run, description.clone())
+            .map_err(Failure::from)
+    }
+}
+
+/// How a channel joins its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Joining {
+    New,
+    Resumed,
+}
+
+/// A hosted plugin's credential names its live run; a remote plugin's names none.
+fn speaks_for(credential: &Credential, plugin: &Plugin) -> bool {
+    match (&plugin.manifest.kind, &credential.run) {
+        (Kind::Remote { .. }, None) => true,
+        (Kind::Process(_) | Kind::Embedded, Some(run)) => plugin.is_run(run),
+        _ => false,
+    }
+}
+
+/// Why a plugin without a run may not begin one.
+fn refusal(plugin: &Plugin, now: Instant) -> Error {
+    let name = plugin.name().clone();
+    let explanation = plugin.explanation();
+    match (plugin.state.phase(), plugin.state.next_attempt_at()) {
+        (Phase::Backoff | Phase::CrashLoop, Some(at)) => Error::Backoff {
+            plugin: name,
+            explanation,
+            retry_after: at.saturating_duration_since(now).max(MIN_RETRY),
+        },
+        _ => Error::NotWanted {
+            plugin: name,
+            explanation,
+            retry_after: NOT_WANTED_RETRY,
+        },
+    }
+}

@@ -1,0 +1,187 @@
+//! What the machines decide, done: hooks, routes, gates, processes, the begin and end of runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use core_proto::contract::env;
+use core_proto::embed::Embedding;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Kind;
+use super::plugin::Plugin;
+use super::worker::{ABSENT_RETRY, Worker, sent};
+use crate::channel::{Closed, Outbound, Run};
+use crate::routing::Availability;
+use crate::supervisor::host::{self, HostEvent, Order};
+use crate::supervisor::lifecycle::{Action, Farewell, Route, RunEvent, Topic};
+use crate::supervisor::process;
+use crate::types::PluginName;
+
+impl Worker {
+    pub(super) fn perform(&mut self, name: &PluginName, action: Action, now: Instant) {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let run = plugin.run.clone();
+        match action {
+            Action::Spawn => self.spawn(name),
+            Action::RunHook {
+                hook,
+                hook_id,
+                timeout,
+            } => {
+                if let Some(run) = run {
+                    self.shared.reports.await_hook(run.id(), hook_id);
+                    if let Some(link) = run.link() {
+                        sent(link.outbox.push(Outbound::RunHook {
+                            hook,
+                            hook_id,
+                            timeout,
+                        }));
+                    }
+                }
+            }
+            Action::Gate(gate) => run.iter().for_each(|run| run.set_gate(gate)),
+            Action::Route(route) => {
+                let link = run.and_then(|run| run.link());
+                let absent = Availability::Absent {
+                    retry_after: Some(ABSENT_RETRY),
+                };
+                let availability = match (route, link) {
+                    (Route::Open, Some(link)) => Availability::Ready(link),
+                    (Route::Suspended, _) => Availability::Suspended,
+                    (Route::Degraded, _) => Availability::Degraded,
+                    (Route::Open, None) | (Route::Closed, _) => absent,
+                };
+                self.work.router.set_availability(name, availability);
+            }
+            Action::Drain => self.drain(name),
+            Action::CloseChannel(farewell) => {
+                plugin.heartbeat = None;
+                if let Some(link) = run.and_then(|run| run.set_link(None)) {
+                    match farewell {
+                        Farewell::Clean => link.outbox.close(),
+                        Farewell::RunEnded(reason) => {
+                            link.outbox.abort(Closed::RunEnded { reason })
+                        }
+                        Farewell::ShuttingDown => link.outbox.abort(Closed::ShuttingDown),
+                    }
+                    self.work.router.link_lost(name, link.channel);
+                }
+            }
+            Action::EndRun => {
+                plugin.run = None;
+                plugin.instance = bytes::Bytes::new();
+                if let Some(run) = run {
+                    self.shared.reports.end(run.id());
+                    self.work.credentials.revoke_run(run.id());
+                    // Before its registrations end, so that none can be made after.
+                    self.work.runs.end(&run);
+                    self.work.registry.end_run(run.id());
+                }
+            }
+            Action::Terminate => order(plugin, Order::Terminate),
+            Action::Kill => order(plugin, Order::Kill),
+            Action::Announce(topic) => {
+                let details = plugin.details(now);
+                let generation = plugin.state.generation().0;
+                let why = details["message"].as_str().filter(|why| !why.is_empty());
+                let word = topic.as_str();
+                match topic {
+                    Topic::CrashLoop => {
+                        tracing::error!(plugin = %name, generation, why, "plugin {word}");
+                    }
+                    Topic::Crashed | Topic::Degraded => {
+                        tracing::warn!(plugin = %name, generation, why, "plugin {word}");
+                    }
+                    _ => tracing::info!(plugin = %name, generation, why, "plugin {word}"),
+                }
+                self.work
+                    .announcer
+                    .plugin_event(topic.as_str(), name, details);
+            }
+        }
+    }
+
+    fn drain(&mut self, name: &PluginName) {
+        let Some(plugin) = self.plugins.get(name) else {
+            return;
+        };
+        let (router, reports) = (self.work.router.clone(), self.host_events.0.clone());
+        let (name, generation) = (name.clone(), plugin.state.generation());
+        self.scope.spawn_droppable("drain", async move {
+            // Longer than any budget: then nobody listens any more.
+            let drained = router.drained(&name);
+            if tokio::time::timeout(Duration::from_secs(60), drained)
+                .await
+                .is_ok()
+            {
+                let report = (name, generation, HostEvent::Run(RunEvent::Drained));
+                drop(reports.send(report).await);
+            }
+        });
+    }
+
+    fn spawn(&mut self, name: &PluginName) {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let generation = plugin.state.generation();
+        let run = Run::new(name.clone(), generation);
+        self.work.runs.insert(Arc::clone(&run));
+        self.shared.reports.begin(&run);
+        let (orders, receiver) = watch::channel(Order::Run);
+        plugin.orders = Some(orders);
+        plugin.run = Some(Arc::clone(&run));
+        let (reports, reporter) = (self.host_events.0.clone(), name.clone());
+        let report = move |event| {
+            let (reports, name) = (reports.clone(), reporter.clone());
+            async move { drop(reports.send((name, generation, event)).await) }
+        };
+        match &plugin.manifest.kind {
+            Kind::Process(command) => {
+                let uid = rustix::process::geteuid().as_raw();
+                let token = self.work.credentials.issue(name, run.id(), Some(uid));
+                let own = [
+                    (env::ADDR, self.config.core_address.clone()),
+                    (env::TOKEN, token.reveal().to_owned()),
+                    (env::PLUGIN, name.to_string()),
+                    (env::COOKIE, self.config.cookie.clone()),
+                ];
+                let environment =
+                    process::environment(command, &own, |name| std::env::var_os(name));
+                let (command, log) = (command.clone(), Arc::clone(&plugin.log));
+                let host =
+                    host::carry_process(command, environment, generation, log, receiver, report);
+                self.scope.spawn_droppable("host", host);
+            }
+            Kind::Embedded => {
+                let token = self.work.credentials.issue(name, run.id(), None);
+                let embedding = Embedding {
+                    token: token.reveal().to_owned(),
+                    connect: Arc::clone(&self.work.connect),
+                };
+                // A plugin that is not built in is barred and never spawned.
+                if let Some(embedded) = self.work.embedded.get(name) {
+                    let embedded = Arc::clone(embedded);
+                    let host = host::carry_embedded(embedded, embedding, receiver, report);
+                    self.scope.spawn_droppable("embedded", host);
+                }
+            }
+            Kind::Remote { .. } => {}
+        }
+    }
+
+    // ---- after each turn
+}
+
+pub(super) fn order(plugin: &Plugin, order: Order) {
+    if let Some(orders) = &plugin.orders {
+        orders.send_if_modified(|current| {
+            let rises = order > *current;
+            *current = order.max(*current);
+            rises
+        });
+    }
+}

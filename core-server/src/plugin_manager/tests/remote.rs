@@ -1,0 +1,356 @@
+//! Channels of remote plugins: admission, hooks, resuming, heartbeats.
+
+use super::*;
+use crate::channel::handshake::WireVersionMismatch;
+use crate::error::{Classify as _, Reason};
+use crate::service_registry::ServiceDescription;
+use crate::types::ServiceName;
+
+#[tokio::test(start_paused = true)]
+async fn a_life_runs_from_welcome_to_the_end_in_order() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let mut link = home.open("lamp", hello("i")).await.expect("admitted");
+    link.hook(Hook::Load).await;
+    link.hook(Hook::Start).await;
+    home.phase("lamp", Phase::Ready).await;
+    assert_eq!(home.said(), ["lamp loaded", "lamp started"]);
+    let stop = home.manager.stop("lamp", soon());
+    let (stopped, ()) = tokio::join!(stop, link.hook(Hook::Stop));
+    assert_eq!(stopped.expect("stopped").state, PluginState::Stopped);
+    let unload = home.manager.unload("lamp", soon());
+    let (unloaded, end) = tokio::join!(unload, async {
+        link.hook(Hook::Unload).await;
+        link.end().await
+    });
+    assert!(end.is_none(), "a clean end: {end:?}");
+    let info = unloaded.expect("unloaded");
+    assert_eq!(
+        (info.state, info.phase, info.run),
+        (PluginState::Unloaded, Phase::Idle, None)
+    );
+    assert_eq!(home.said(), ["lamp stopped", "lamp unloaded"]);
+    let refused = home.open("lamp", hello("i")).await.err().expect("refused");
+    assert_eq!(refused.reason(), Reason::NotWanted);
+    assert!(refused.retry_after().is_some());
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn welcome_tells_the_run_and_which_services_were_refused() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let service = |text| {
+        Ok(ServiceDescription::bare(
+            ServiceName::parse(text).expect("good"),
+        ))
+    };
+    let hello = Hello {
+        ready: true,
+        heartbeat: true,
+        services: vec![service("lamp.turn_on"), service("other.turn_on")],
+        ..hello("i")
+    };
+    let credential = Credential {
+        plugin: name("lamp"),
+        run: None,
+        uid: None,
+    };
+    let (outbox, reader) = Outbox::new(1 << 20);
+    let admitted = home
+        .manager
+        .open(credential, hello, outbox)
+        .await
+        .expect("admitted");
+    let (run, channel) = (admitted.run, admitted.channel);
+    let mut link = Link {
+        manager: home.manager.clone(),
+        run,
+        channel,
+        reader,
+    };
+    let welcome = welcome(link.next().await);
+    assert_eq!(
+        (welcome.run.as_str(), welcome.generation.0),
+        (link.run.id().as_str(), 1)
+    );
+    assert_eq!(
+        (welcome.resumed, welcome.config.as_ref()),
+        (false, b"{}".as_slice())
+    );
+    assert_eq!(welcome.heartbeat_interval, Some(Duration::from_secs(5)));
+    assert_eq!(welcome.refused.len(), 1);
+    assert_eq!(welcome.refused[0].name, "other.turn_on");
+    let info = home.phase("lamp", Phase::Ready).await;
+    assert_eq!(info.services, ["lamp.turn_on"]);
+    assert!(
+        home.registry
+            .describe("lamp.turn_on")
+            .expect("there")
+            .available
+    );
+    link.lose().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_process_resumes_and_another_one_is_refused() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let mut first = home.open("lamp", hello("one")).await.expect("admitted");
+    first.hook(Hook::Load).await;
+    first.hook(Hook::Start).await;
+    home.phase("lamp", Phase::Ready).await;
+    for other in ["two", ""] {
+        let refused = home
+            .open("lamp", hello(other))
+            .await
+            .err()
+            .expect("refused");
+        assert_eq!(refused.reason(), Reason::AlreadyConnected);
+        assert!(refused.retry_after().is_some());
+    }
+    assert_eq!(
+        home.pair("lamp"),
+        (PluginState::Started, Phase::Ready),
+        "unharmed"
+    );
+
+    let second = home.open("lamp", hello("one")).await.expect("resumed");
+    assert_eq!(second.run.id(), first.run.id());
+    let Some(Failure::System(why)) = first.end().await else {
+        panic!("no reason")
+    };
+    assert_eq!(why.reason, Reason::ChannelReplaced);
+    // What the replaced channel says and how it ends changes nothing.
+    home.manager
+        .bye(&first.run, first.channel, "old".to_owned());
+    first.lose().await;
+    assert_eq!(home.manager.dropped_reports(), 1);
+    assert_eq!(home.pair("lamp"), (PluginState::Started, Phase::Ready));
+
+    second.lose().await;
+    home.phase("lamp", Phase::Suspended).await;
+    let third = home.open("lamp", hello("one")).await.expect("resumed");
+    let info = home.phase("lamp", Phase::Ready).await;
+    assert_eq!((info.generation.0, info.restarts), (1, 0));
+    third.lose().await;
+    let info = home.phase("lamp", Phase::Backoff).await;
+    assert_eq!(
+        (info.reason, info.last_exit.expect("known").message.as_str()),
+        ("channel_lost", "channel lost for 10 s")
+    );
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn eight_lost_runs_are_a_crash_loop_and_opens_are_told_to_wait() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    for run in 1..=8 {
+        home.phase("lamp", Phase::Connecting).await;
+        let raw = Hello {
+            ready: true,
+            ..Hello::default()
+        };
+        home.open("lamp", raw).await.expect("admitted").lose().await;
+        let phase = if run < 8 {
+            Phase::Backoff
+        } else {
+            Phase::CrashLoop
+        };
+        let info = home
+            .until("lamp", |info| {
+                info.phase == phase && info.generation.0 == run
+            })
+            .await;
+        assert!(info.next_attempt_at.is_some());
+        let refused = home.open("lamp", hello("i")).await.err().expect("refused");
+        assert_eq!(refused.reason(), Reason::Backoff);
+        let retry = refused.retry_after().expect("advice");
+        if run == 8 {
+            assert!((300..=375).contains(&retry.as_secs()), "{retry:?}");
+        } else {
+            tokio::time::advance(retry).await;
+        }
+    }
+    let alerts = home
+        .said()
+        .iter()
+        .filter(|said| *said == "lamp crash_loop")
+        .count();
+    assert_eq!(alerts, 1);
+    // An operator skips the wait.
+    let (info, link) = tokio::join!(home.manager.start("lamp", soon()), async {
+        home.phase("lamp", Phase::Connecting).await;
+        home.open(
+            "lamp",
+            Hello {
+                ready: true,
+                ..hello("i")
+            },
+        )
+        .await
+        .expect("admitted")
+    });
+    assert_eq!(info.expect("started").phase, Phase::Ready);
+    assert!(home.said().contains(&"lamp recovered".to_owned()));
+    link.lose().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_wire_version_is_refused_and_shown() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let newer = Hello {
+        wire_versions: (7, 9),
+        ..hello("i")
+    };
+    let error = home.open("lamp", newer).await.err().expect("refused");
+    assert!(matches!(
+        &error,
+        Error::WireVersion(WireVersionMismatch { plugin: (7, 9), .. })
+    ));
+    assert!(
+        home.phase("lamp", Phase::Incompatible)
+            .await
+            .message
+            .contains("update the core")
+    );
+    let link = home
+        .open(
+            "lamp",
+            Hello {
+                ready: true,
+                ..hello("i")
+            },
+        )
+        .await
+        .expect("updated");
+    home.phase("lamp", Phase::Ready).await;
+    link.lose().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_fails_ends_the_run_with_its_text() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let link = home.open("lamp", hello("i")).await.expect("admitted");
+    let mut plugin = Obedient::new(&home.scope, link, |_| Err("no gateway".to_owned()));
+    let info = home.phase("lamp", Phase::Backoff).await;
+    assert_eq!(
+        (info.reason, info.message.as_str()),
+        ("hook_failed", "on_load failed: no gateway")
+    );
+    plugin.ended().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_and_repeated_hook_answers_change_nothing() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let mut link = home.open("lamp", hello("i")).await.expect("admitted");
+    let Outbound::RunHook {
+        hook: Hook::Load,
+        hook_id,
+        ..
+    } = link.next().await
+    else {
+        panic!("no hook")
+    };
+    for _ in 0..10_000 {
+        home.manager
+            .hook_done(&link.run, link.channel, hook_id + 100, Ok(()));
+    }
+    assert_eq!(home.manager.dropped_reports(), 10_000);
+    assert_eq!(home.pair("lamp").1, Phase::Loading);
+    home.manager
+        .hook_done(&link.run, link.channel, hook_id, Ok(()));
+    link.hook(Hook::Start).await;
+    home.phase("lamp", Phase::Ready).await;
+    link.lose().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_misses_pings_is_degraded_until_it_answers() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let hello = Hello {
+        ready: true,
+        heartbeat: true,
+        ..hello("i")
+    };
+    let mut link = home.open("lamp", hello).await.expect("admitted");
+    let begin = Instant::now();
+    let info = home.phase("lamp", Phase::Degraded).await;
+    assert!(
+        begin.elapsed() <= Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(info.reason, "heartbeat");
+    let mut newest = 0;
+    while newest < 3 {
+        if let Outbound::Ping { nonce } = link.next().await {
+            newest = nonce;
+        }
+    }
+    link.run.note_pong(newest, Instant::now());
+    home.phase("lamp", Phase::Ready).await;
+    home.manager
+        .health(&link.run, link.channel, Some("no gateway".to_owned()));
+    let info = home.phase("lamp", Phase::Degraded).await;
+    assert_eq!(
+        (info.reason, info.message.as_str()),
+        ("health", "no gateway")
+    );
+    link.lose().await;
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_is_not_read_is_closed_after_fifteen_seconds() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let mut link = home.open("lamp", hello("i")).await.expect("admitted");
+    let begin = Instant::now();
+    home.phase("lamp", Phase::Suspended).await;
+    let waited = begin.elapsed().as_secs();
+    assert!((14..=17).contains(&waited), "{waited}");
+    let Some(Failure::System(why)) = link.end().await else {
+        panic!("no reason")
+    };
+    assert_eq!(why.reason, Reason::ChannelStalled);
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bye_ends_the_run_at_once() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    home.phase("lamp", Phase::Connecting).await;
+    let mut link = home
+        .open(
+            "lamp",
+            Hello {
+                ready: true,
+                ..hello("i")
+            },
+        )
+        .await
+        .expect("admitted");
+    home.phase("lamp", Phase::Ready).await;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    home.manager.bye(&link.run, link.channel, "done".to_owned());
+    let info = home.phase("lamp", Phase::Backoff).await;
+    assert_eq!(
+        (info.reason, info.message.as_str()),
+        ("bye", "it left: done")
+    );
+    assert!(link.run.ended().is_cancelled());
+    link.end().await;
+    home.phase("lamp", Phase::Connecting).await;
+    home.close().await;
+}

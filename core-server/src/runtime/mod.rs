@@ -1,0 +1,576 @@
+//! The composition root: builds the parts, runs them, ends them in order. May see everything; nothing
+//! sees it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use core_proto::embed::EmbeddedPlugin;
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::DuplexStream;
+use tokio::time::Instant;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::channel::Runs;
+use crate::config::Config;
+use crate::error::Failure;
+use crate::event_bus::{self, EventBus, NewEvent};
+use crate::grpc::{self, Information};
+use crate::plugin_manager::{self, Kind, Manifest, PluginManager};
+use crate::routing::{Call, Router};
+use crate::security::{Action, Credentials, Denied, Gatekeeper, reserved};
+use crate::service_registry::ServiceRegistry;
+use crate::state_engine::StateEngine;
+use crate::storage::{self, Storage, StorageAdapter};
+use crate::task::TaskScope;
+use crate::transport::{self, Role, Server, SocketFiles, Supervised};
+use crate::types::{BadName, BadPluginName, Payload, PluginName, Position, Source, Topic};
+use announcements::Announcements;
+
+mod announcements;
+mod metrics;
+mod settings;
+
+/// Time kept back from the shutdown's for closing the storage.
+const STORAGE_SHARE: Duration = Duration::from_secs(1);
+/// Time that connections get to end once plugins are gone.
+const CONNECTIONS_SHARE: Duration = Duration::from_millis(500);
+
+/// Without grace, time to notice that what was killed is gone.
+const REAPING_SHARE: Duration = Duration::from_millis(500);
+
+/// Why the runtime cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The storage cannot be opened.
+    #[error("cannot open the storage")]
+    Storage(#[source] storage::OpenError),
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] transport::Error),
+    /// An embedded plugin cannot be one.
+    #[error("a plugin of this program cannot be embedded")]
+    EmbeddedName(#[from] BadPluginName),
+}
+
+/// How a shutdown went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct ShutdownReport {
+    /// The storage was closed.
+    pub storage_closed: bool,
+    /// Plugins that could not be ended in time.
+    pub surviving_plugins: Vec<String>,
+    /// Tasks that had to be aborted.
+    pub aborted_tasks: Vec<&'static str>,
+}
+
+impl ShutdownReport {
+    /// Nothing survived and everything was saved.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.storage_closed && self.surviving_plugins.is_empty()
+    }
+}
+
+/// What a runtime is made of, before it runs.
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    config: Config,
+    embedded: Vec<Arc<dyn EmbeddedPlugin>>,
+    adapter: Option<Arc<dyn StorageAdapter>>,
+}
+
+impl Builder {
+    /// Adds a plugin that runs inside this process.
+    pub fn embed(mut self, plugin: impl Into<Arc<dyn EmbeddedPlugin>>) -> Self {
+        self.embedded.push(plugin.into());
+        self
+    }
+
+    /// Takes this storage instead of the configured one.
+    pub fn storage(mut self, adapter: Arc<dyn StorageAdapter>) -> Self {
+        self.adapter = Some(adapter);
+        self
+    }
+
+    /// Opens the storage, binds the sockets, serves, and begins to start what should run. Returns as
+    /// soon as the core serves; plugins start beside it.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left running.
+    pub async fn start(self) -> Result<Runtime, Error> {
+        Runtime::start(self).await
+    }
+}
+
+/// A running core.
+pub struct Runtime {
+    parts: Parts,
+    scopes: Scopes,
+    sockets: SocketFiles,
+    tcp: Vec<SocketAddr>,
+    shutdown_timeout: Duration,
+    health: HealthReporter,
+}
+
+/// The components, each a handle.
+struct Parts {
+    bus: EventBus,
+    registry: ServiceRegistry,
+    router: Router,
+    state: StateEngine,
+    storage: Storage,
+    manager: PluginManager,
+    operator_slots: Arc<crate::channel::CallerSlots>,
+}
+
+/// Who owns the tasks, in the order in which they are closed.
+struct Scopes {
+    /// Accept loops and connections.
+    connections: TaskScope,
+    /// Streams and channel readers.
+    streams: TaskScope,
+    /// The plugin manager and the router.
+    workers: TaskScope,
+}
+
+impl Runtime {
+    /// Begins to make a runtime.
+    pub fn builder(config: Config) -> Builder {
+        Builder {
+            config,
+            embedded: Vec::new(),
+            adapter: None,
+        }
+    }
+
+    async fn start(builder: Builder) -> Result<Self, Error> {
+        let Builder {
+            config,
+            embedded,
+            adapter,
+        } = builder;
+        let (manifests, embedded) = with_embedded(&config, embedded)?;
+        let limits = &config.limits;
+        let storage = open_storage(&config, adapter).await?;
+        let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
+        let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
+        let router = Router::new(settings::routing(limits), registry.clone());
+        let state = StateEngine::new(settings::state_engine(limits));
+        let (credentials, runs) = (Credentials::default(), Runs::default());
+        let permissions = manifests
+            .iter()
+            .map(|manifest| (manifest.name.clone(), manifest.permissions.clone()))
+            .collect::<HashMap<_, _>>();
+        let own_user = rustix::process::geteuid().as_raw();
+        let operators = config.operators.iter().copied().chain([own_user]);
+        let gatekeeper = Gatekeeper::new(credentials.clone(), runs.clone(), permissions, operators);
+        let scopes = Scopes {
+            connections: TaskScope::new(),
+            streams: TaskScope::new(),
+            workers: TaskScope::new(),
+        };
+
+        let unix = transport::bind_unix(&config.listen.runtime_dir, !config.operators.is_empty())?;
+        let mut tcp = Vec::new();
+        for address in &config.listen.tcp {
+            tcp.push(transport::bind_tcp(*address).await?);
+        }
+        let tcp_addresses: Vec<_> = tcp
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect();
+
+        // The server and the manager need each other: plugins inside the process connect through
+        // the server, the server's channels belong to the manager.
+        let connector = Connector::default();
+        let cookie: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
+        let (manager, manager_worker) = PluginManager::new(
+            settings::plugin_manager(&config, &unix.files.plugins, &cookie),
+            manifests,
+            plugin_manager::Dependencies {
+                runs,
+                registry: registry.clone(),
+                router: router.clone(),
+                credentials,
+                gatekeeper: gatekeeper.clone(),
+                announcer: Arc::new(Announcements::new(bus.clone(), state.clone())),
+                embedded,
+                connect: connector.as_connect(),
+            },
+        );
+        let channel_stats = Arc::<grpc::ChannelStats>::default();
+        let metrics = metrics::Sources {
+            bus: bus.clone(),
+            router: router.clone(),
+            state: state.clone(),
+            storage: storage.clone(),
+            gatekeeper: gatekeeper.clone(),
+            manager: manager.clone(),
+            channels: Arc::clone(&channel_stats),
+            connector: connector.clone(),
+        };
+        let unix_addresses = [&unix.files.plugins, &unix.files.operators];
+        let storage_info = storage.info();
+        let information = Information {
+            started_at: SystemTime::now(),
+            epoch: bus.epoch(),
+            addresses: unix_addresses
+                .map(|path| format!("unix:{}", path.display()))
+                .into_iter()
+                .chain(tcp_addresses.iter().map(SocketAddr::to_string))
+                .collect(),
+            insecure_plaintext: config.listen.insecure_plaintext,
+            storage: (storage_info.name.to_owned(), storage_info.location.clone()),
+            limits: limits.describe(),
+        };
+        let health = HealthReporter::new();
+        let routes = grpc::routes(grpc::Kernel {
+            bus: bus.clone(),
+            registry: registry.clone(),
+            router: router.clone(),
+            state: state.clone(),
+            storage: storage.clone(),
+            manager: manager.clone(),
+            gatekeeper: gatekeeper.clone(),
+            scope: scopes.streams.clone(),
+            limits: limits.clone(),
+            information,
+            metrics: metrics.reader(),
+            channel_stats,
+            health: health.clone(),
+        });
+        let leaders = manager.clone();
+        let leaders = move || {
+            leaders
+                .list()
+                .iter()
+                .map(|info| info.pid)
+                .filter(|pid| *pid > 0)
+                .collect()
+        };
+        let supervised = Supervised::new(Arc::new(leaders), cookie);
+        let server = Server::new(
+            routes,
+            settings::http2(limits),
+            scopes.connections.clone(),
+            supervised,
+        );
+        connector.connect_to(server.clone());
+
+        let routing = router.clone();
+        scopes.workers.spawn("router", |stop| routing.run(stop));
+        scopes
+            .workers
+            .spawn("plugin-manager", |stop| manager_worker.run(stop));
+        server.serve_unix(unix.plugins, Role::Plugins);
+        server.serve_unix(unix.operators, Role::Operators);
+        tcp.into_iter()
+            .for_each(|listener| server.serve_tcp(listener));
+        let parts = Parts {
+            bus,
+            registry,
+            router,
+            state,
+            storage,
+            manager,
+            operator_slots: Arc::default(),
+        };
+        announcements::core_started(&parts.state, parts.bus.epoch());
+        Ok(Self {
+            parts,
+            scopes,
+            sockets: unix.files,
+            tcp: tcp_addresses,
+            shutdown_timeout: config.shutdown_timeout,
+            health,
+        })
+    }
+}
+
+impl Runtime {
+    /// Lifecycle of plugins.
+    #[must_use]
+    pub fn plugin_manager(&self) -> &PluginManager {
+        &self.parts.manager
+    }
+
+    /// Events.
+    #[must_use]
+    pub fn event_bus(&self) -> &EventBus {
+        &self.parts.bus
+    }
+
+    /// Services; calling them is [`Runtime::call`].
+    #[must_use]
+    pub fn service_registry(&self) -> &ServiceRegistry {
+        &self.parts.registry
+    }
+
+    /// Shared state.
+    #[must_use]
+    pub fn state_engine(&self) -> &StateEngine {
+        &self.parts.state
+    }
+
+    /// Durable data.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.parts.storage
+    }
+
+    /// The socket for plugins.
+    #[must_use]
+    pub fn plugin_socket(&self) -> &Path {
+        &self.sockets.plugins
+    }
+
+    /// The socket for operators.
+    #[must_use]
+    pub fn operator_socket(&self) -> &Path {
+        &self.sockets.operators
+    }
+
+    /// TCP addresses that it listens on, with the ports that were taken.
+    #[must_use]
+    pub fn tcp_addresses(&self) -> &[SocketAddr] {
+        &self.tcp
+    }
+
+    /// Calls a service with arguments as JSON (an object or an array; `()` for none) and waits for
+    /// its result, with the service's own deadline. The caller is the operator.
+    ///
+    /// # Errors
+    /// [`CallError`]: the arguments or the result do not fit, or the call failed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn call<R: DeserializeOwned>(
+        &self,
+        service: &str,
+        arguments: &impl Serialize,
+    ) -> Result<R, CallError> {
+        let arguments = serde_json::to_vec(arguments).map_err(CallError::Arguments)?;
+        let no_arguments = arguments == b"null";
+        let call = Call {
+            service: service.to_owned(),
+            arguments: Payload {
+                data: if no_arguments {
+                    Bytes::new()
+                } else {
+                    arguments.into()
+                },
+                ..Payload::default()
+            },
+            timeout: None,
+            wait_for_ready: false,
+            caller: Source::Operator,
+            slots: Arc::clone(&self.parts.operator_slots),
+            cause: None,
+            traceparent: String::new(),
+        };
+        let result = self
+            .parts
+            .router
+            .call_and_wait(call)
+            .await
+            .map_err(CallError::Failed)?;
+        let json: &[u8] = if result.data.is_empty() {
+            b"null"
+        } else {
+            &result.data
+        };
+        serde_json::from_slice(json).map_err(CallError::Result)
+    }
+
+    /// Publishes an event with JSON data; the source is the operator.
+    ///
+    /// # Errors
+    /// [`PublishError`]: not a topic, one of the core's own, not JSON, too large.
+    pub fn publish(&self, topic: &str, data: &impl Serialize) -> Result<Position, PublishError> {
+        let data = serde_json::to_vec(data)?;
+        let payload = Payload {
+            data: data.into(),
+            ..Payload::default()
+        };
+        let topic = Topic::parse(topic)?;
+        if let Some(resource) = reserved(Action::Publish(topic.as_str())) {
+            let resource = resource.to_owned();
+            return Err(Denied::Reserved { resource }.into());
+        }
+        let event = NewEvent::new(topic, payload);
+        Ok(self.parts.bus.publish(&Source::Operator, event)?)
+    }
+
+    /// Stops everything in order, within the configured time; see [`Self::shutdown_within`].
+    pub async fn shutdown(self) -> ShutdownReport {
+        let budget = self.shutdown_timeout;
+        self.shutdown_within(budget, std::future::pending()).await
+    }
+
+    /// Stops everything in order: new channels and calls are refused, plugins stop in reverse order
+    /// of dependency, streams and connections end, the storage is closed, last and always. When
+    /// `hurry` completes, all grace is skipped but the storage's.
+    pub async fn shutdown_within(
+        self,
+        budget: Duration,
+        hurry: impl Future<Output = ()>,
+    ) -> ShutdownReport {
+        let deadline = Instant::now() + budget;
+        let Self {
+            parts,
+            scopes,
+            sockets,
+            health,
+            ..
+        } = self;
+        health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        parts.router.begin_shutdown();
+        let plugins_deadline = deadline - (STORAGE_SHARE + CONNECTIONS_SHARE).min(budget / 2);
+        let report = {
+            let mut stopping = std::pin::pin!(parts.manager.shutdown(plugins_deadline));
+            tokio::select! {
+                report = &mut stopping => report,
+                // Asked again with an earlier deadline, it skips all grace.
+                () = hurry => {
+                    let hurried = parts.manager.shutdown(Instant::now() + REAPING_SHARE);
+                    tokio::join!(&mut stopping, hurried).0
+                }
+            }
+        };
+        scopes.streams.cancel();
+        let budget = CONNECTIONS_SHARE.min(deadline.saturating_duration_since(Instant::now()));
+        let mut aborted_tasks = scopes.streams.close(budget / 2).await;
+        aborted_tasks.extend(scopes.connections.close(budget / 2).await);
+        aborted_tasks.extend(scopes.workers.close(budget / 2).await);
+        drop(sockets);
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(STORAGE_SHARE);
+        let storage_closed = tokio::time::timeout(left, parts.storage.close())
+            .await
+            .is_ok();
+        ShutdownReport {
+            storage_closed,
+            surviving_plugins: report.survivors.iter().map(ToString::to_string).collect(),
+            aborted_tasks,
+        }
+    }
+}
+
+/// A call from the program that embeds the core failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// They are not JSON.
+    #[error("the arguments cannot be written as JSON")]
+    Arguments(#[source] serde_json::Error),
+    /// The system's or the application's error.
+    #[error("{0}")]
+    Failed(Failure),
+    /// It is not what was expected.
+    #[error("the result is not what the caller expects")]
+    Result(#[source] serde_json::Error),
+}
+
+/// An event from the program that embeds the core was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// It breaks the grammar.
+    #[error(transparent)]
+    Topic(#[from] BadName),
+    /// Only the core publishes it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The data is not JSON.
+    #[error("the data cannot be written as JSON")]
+    Data(#[from] serde_json::Error),
+    /// The bus refused it.
+    #[error(transparent)]
+    Bus(#[from] event_bus::Error),
+}
+
+/// Plugins of this process, by name.
+type Embedded = HashMap<PluginName, Arc<dyn EmbeddedPlugin>>;
+
+/// The manifests of the configuration and of the embedded plugins. The program that embeds may give
+/// one for its plugin among `config.plugins`; else it has a bare one.
+fn with_embedded(
+    config: &Config,
+    plugins: Vec<Arc<dyn EmbeddedPlugin>>,
+) -> Result<(Vec<Manifest>, Embedded), Error> {
+    let mut manifests = config.plugins.clone();
+    let mut embedded = Embedded::new();
+    for plugin in plugins {
+        let name = PluginName::parse(plugin.name())?;
+        if !manifests.iter().any(|manifest| manifest.name == name) {
+            let requires = plugin.requires();
+            let requires = requires.iter().map(|name| PluginName::parse(name));
+            manifests.push(Manifest {
+                requires: requires.collect::<Result<_, _>>()?,
+                ..Manifest::new(name.clone(), Kind::Embedded)
+            });
+        }
+        embedded.insert(name, plugin);
+    }
+    Ok((manifests, embedded))
+}
+
+async fn open_storage(
+    config: &Config,
+    adapter: Option<Arc<dyn StorageAdapter>>,
+) -> Result<Storage, Error> {
+    let settings = settings::storage(config);
+    let open = move || {
+        let adapter = match adapter {
+            Some(adapter) => adapter,
+            None => settings.open_adapter()?,
+        };
+        Storage::open(adapter, &settings)
+    };
+    // Opening reads and may migrate a database: not on the runtime's own threads.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "before the runtime's parts exist"
+    )]
+    let opened = tokio::task::spawn_blocking(open).await;
+    match opened {
+        Ok(opened) => opened.map_err(Error::Storage),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Opens in-memory connections once there is a server.
+#[derive(Clone, Default)]
+struct Connector {
+    server: Arc<Mutex<Option<Server<grpc::Routes>>>>,
+}
+
+impl Connector {
+    fn connect_to(&self, server: Server<grpc::Routes>) {
+        *self.server.lock() = Some(server);
+    }
+
+    fn server(&self) -> Option<Server<grpc::Routes>> {
+        self.server.lock().clone()
+    }
+
+    fn as_connect(&self) -> Arc<dyn Fn() -> io::Result<DuplexStream> + Send + Sync> {
+        let server = Arc::clone(&self.server);
+        Arc::new(move || {
+            let server = server.lock().clone();
+            server
+                .ok_or(io::ErrorKind::NotConnected)?
+                .connect_in_memory()
+        })
+    }
+}

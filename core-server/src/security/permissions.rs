@@ -1,0 +1,447 @@
+//! What a principal may use: the table principal x RPC, and a plugin's own area plus what its
+//! manifest was granted. Pure.
+
+use super::identity::Principal;
+use crate::config::Permissions;
+use crate::error::{Classify, ErrorKind, Reason};
+use crate::types::{Pattern, PluginName};
+
+/// Whether a plugin needs a live run for an RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// A live channel, named or meant.
+    Run,
+    /// Only a valid credential.
+    Credential,
+}
+
+/// The rule of one RPC.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// "package.Service/Method", or "package.Service/*".
+    pub method: &'static str,
+    anonymous: bool,
+    plugin: Option<Needs>,
+    operator: bool,
+}
+
+const fn rule(
+    method: &'static str,
+    anonymous: bool,
+    plugin: Option<Needs>,
+    operator: bool,
+) -> Rule {
+    Rule {
+        method,
+        anonymous,
+        plugin,
+        operator,
+    }
+}
+
+const NEEDS_RUN: Option<Needs> = Some(Needs::Run);
+const NEEDS_CREDENTIAL: Option<Needs> = Some(Needs::Credential);
+
+/// Every RPC has exactly one row. A test reads the contract and names what is missing.
+pub const RULES: &[Rule] = &[
+    //    method                                       anonymous  plugin            operator
+    rule("grpc.health.v1.Health/*", true, NEEDS_CREDENTIAL, true),
+    rule(
+        "grpc.reflection.v1.ServerReflection/*",
+        false,
+        NEEDS_CREDENTIAL,
+        true,
+    ),
+    rule(
+        "coreruntime.v1.PluginChannel/Open",
+        false,
+        NEEDS_CREDENTIAL,
+        false,
+    ),
+    rule("coreruntime.v1.EventBus/*", false, NEEDS_RUN, true),
+    rule(
+        "coreruntime.v1.ServiceRegistry/Register",
+        false,
+        NEEDS_RUN,
+        false,
+    ),
+    rule(
+        "coreruntime.v1.ServiceRegistry/Unregister",
+        false,
+        NEEDS_RUN,
+        false,
+    ),
+    rule(
+        "coreruntime.v1.ServiceRegistry/Call",
+        false,
+        NEEDS_RUN,
+        true,
+    ),
+    rule(
+        "coreruntime.v1.ServiceRegistry/List",
+        false,
+        NEEDS_RUN,
+        true,
+    ),
+    rule(
+        "coreruntime.v1.ServiceRegistry/Describe",
+        false,
+        NEEDS_RUN,
+        true,
+    ),
+    rule(
+        "coreruntime.v1.ServiceRegistry/Watch",
+        false,
+        NEEDS_RUN,
+        true,
+    ),
+    rule("coreruntime.v1.StateEngine/*", false, NEEDS_RUN, true),
+    rule("coreruntime.v1.Storage/*", false, NEEDS_RUN, true),
+    rule("coreruntime.v1.PluginManager/Get", false, NEEDS_RUN, true),
+    rule("coreruntime.v1.PluginManager/List", false, None, true),
+    rule("coreruntime.v1.PluginManager/Load", false, None, true),
+    rule("coreruntime.v1.PluginManager/Start", false, None, true),
+    rule("coreruntime.v1.PluginManager/Stop", false, None, true),
+    rule("coreruntime.v1.PluginManager/Unload", false, None, true),
+    rule("coreruntime.v1.PluginManager/Restart", false, None, true),
+    rule("coreruntime.v1.PluginManager/StartAll", false, None, true),
+    rule("coreruntime.v1.PluginManager/StopAll", false, None, true),
+    rule("coreruntime.v1.PluginManager/Watch", false, None, true),
+    rule("coreruntime.v1.PluginManager/Logs", false, None, true),
+    rule(
+        "coreruntime.v1.Introspection/GetInfo",
+        false,
+        NEEDS_RUN,
+        true,
+    ),
+    rule("coreruntime.v1.Introspection/GetStats", false, None, true),
+];
+
+/// The rule of an RPC, given as "package.Service/Method".
+#[must_use]
+pub fn rule_of(method: &str) -> Option<&'static Rule> {
+    let service = method.split('/').next().unwrap_or_default();
+    let is_all = |rule: &Rule| rule.method.strip_suffix("/*") == Some(service);
+    RULES
+        .iter()
+        .find(|rule| rule.method == method || is_all(rule))
+}
+
+impl Rule {
+    /// Whether anybody may use it without a credential.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.anonymous
+    }
+
+    /// Whether a principal may use it, and what it needs.
+    #[must_use]
+    pub fn allows(&self, principal: Principal) -> Option<Needs> {
+        match principal {
+            Principal::Anonymous => self.anonymous.then_some(Needs::Credential),
+            Principal::Plugin => self.plugin,
+            Principal::Operator => self.operator.then_some(Needs::Credential),
+        }
+    }
+}
+
+/// What a plugin wants to do with which resource.
+#[derive(Clone, Copy, Debug)]
+pub enum Action<'a> {
+    /// Publish on a topic.
+    Publish(&'a str),
+    /// Subscribe to a pattern of topics.
+    Subscribe(&'a Pattern),
+    /// Register a service.
+    Provide(&'a str),
+    /// Call a service.
+    Call(&'a str),
+    /// Read a state key.
+    ReadState(&'a str),
+    /// Watch a pattern of state keys.
+    WatchState(&'a Pattern),
+    /// Write a state key.
+    WriteState(&'a str),
+    /// Read a storage namespace.
+    ReadStorage(&'a str),
+    /// Write a storage namespace.
+    WriteStorage(&'a str),
+}
+
+/// Whether a plugin may do something: its own area, plus what its manifest asked for and was granted.
+/// Nobody but the core writes `core.*` and `$*`; reading `core.>` is free.
+#[must_use]
+pub fn allows(granted: &Permissions, plugin: &PluginName, action: Action<'_>) -> bool {
+    if reserved(action).is_some() {
+        return false;
+    }
+    let any = |patterns: &[Pattern], name: &str| patterns.iter().any(|p| p.matches(name));
+    let contained = |patterns: &[Pattern], inner: &Pattern| {
+        plugin.owns(inner.as_str())
+            || in_core(inner.as_str())
+            || patterns.iter().any(|outer| outer.contains(inner))
+    };
+    match action {
+        Action::Publish(topic) => plugin.owns(topic) || any(&granted.publish, topic),
+        Action::Subscribe(pattern) => contained(&granted.subscribe, pattern),
+        Action::Provide(service) => plugin.owns(service) || any(&granted.provide, service),
+        Action::Call(service) => {
+            plugin.owns(service)
+                || granted
+                    .call
+                    .iter()
+                    .any(|call| call.services.matches(service))
+        }
+        Action::ReadState(key) => plugin.owns(key) || in_core(key) || any(&granted.state.read, key),
+        Action::WatchState(pattern) => contained(&granted.state.read, pattern),
+        Action::WriteState(key) => plugin.owns(key) || any(&granted.state.write, key),
+        Action::ReadStorage(namespace) => {
+            owns_namespace(plugin, namespace)
+                || any(&granted.storage.read, namespace)
+                || any(&granted.storage.write, namespace)
+        }
+        Action::WriteStorage(namespace) => {
+            owns_namespace(plugin, namespace) || any(&granted.storage.write, namespace)
+        }
+    }
+}
+
+/// The resource, if only the core may do this with it.
+#[must_use]
+pub fn reserved(action: Action<'_>) -> Option<&str> {
+    let (Action::Publish(name) | Action::Provide(name) | Action::WriteState(name)) = action else {
+        return None;
+    };
+    (name.starts_with('$') || in_core(name)).then_some(name)
+}
+
+fn in_core(name: &str) -> bool {
+    name == "core" || name.starts_with("core.")
+}
+
+fn owns_namespace(plugin: &PluginName, namespace: &str) -> bool {
+    namespace == plugin.as_str() || plugin.owns(namespace)
+}
+
+/// Why the use of a resource is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// A plugin lacks a grant.
+    #[error(transparent)]
+    NotGranted(#[from] NotGranted),
+    /// Nobody but the core may.
+    #[error("\"{resource}\" belongs to the core: nobody else writes under \"core.\" and \"$\"")]
+    Reserved {
+        /// Which topic, service or key.
+        resource: String,
+    },
+}
+
+impl Classify for Denied {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::PermissionDenied
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::NotGranted(error) => error.reason(),
+            Self::Reserved { .. } => Reason::NotGranted,
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::NotGranted(error) => error.metadata(),
+            Self::Reserved { resource } => vec![("resource", resource.clone())],
+        }
+    }
+}
+
+/// A plugin lacks a grant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "plugin \"{plugin}\" may not {action} \"{resource}\": add {entry} to [permissions] in its plugin.toml"
+)]
+pub struct NotGranted {
+    plugin: PluginName,
+    action: &'static str,
+    resource: String,
+    entry: String,
+}
+
+impl NotGranted {
+    /// The denial of an action, with the entry that would allow it.
+    #[must_use]
+    pub fn new(plugin: &PluginName, action: Action<'_>) -> Self {
+        let list = |field: &str, resource: &str| format!("`{field} = [\"{resource}\"]`");
+        let table = |field: &str, way: &str, resource: &str| {
+            format!("`{field} = {{ {way} = [\"{resource}\"] }}`")
+        };
+        let (verb, resource, entry) = match action {
+            Action::Publish(name) => ("publish", name, list("publish", name)),
+            Action::Subscribe(pattern) => (
+                "subscribe to",
+                pattern.as_str(),
+                list("subscribe", pattern.as_str()),
+            ),
+            Action::Provide(name) => ("provide", name, list("provide", name)),
+            Action::Call(name) => ("call", name, list("call", name)),
+            Action::ReadState(name) => ("read state", name, table("state", "read", name)),
+            Action::WatchState(pattern) => (
+                "watch state",
+                pattern.as_str(),
+                table("state", "read", pattern.as_str()),
+            ),
+            Action::WriteState(name) => ("write state", name, table("state", "write", name)),
+            Action::ReadStorage(name) => ("read storage", name, table("storage", "read", name)),
+            Action::WriteStorage(name) => ("write storage", name, table("storage", "write", name)),
+        };
+        let resource: String = resource.chars().take(300).collect();
+        Self {
+            plugin: plugin.clone(),
+            action: verb,
+            resource,
+            entry,
+        }
+    }
+}
+
+impl Classify for NotGranted {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::PermissionDenied
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::NotGranted
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("plugin", self.plugin.to_string()),
+            ("action", self.action.to_owned()),
+            ("resource", self.resource.clone()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CallPermission, Need, ReadWrite};
+
+    fn lamp() -> PluginName {
+        PluginName::parse("lamp").expect("good name")
+    }
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).expect("good pattern")
+    }
+
+    #[test]
+    fn without_grants_a_plugin_has_its_own_area_and_reads_the_cores() {
+        let own = [
+            pattern("lamp.>"),
+            pattern("lamp.on"),
+            pattern("core.>"),
+            pattern("core.plugin.*"),
+        ];
+        let foreign = [
+            pattern(">"),
+            pattern("*.on"),
+            pattern("lamps.>"),
+            pattern("$core.>"),
+            pattern("*"),
+        ];
+        let nothing = Permissions::default();
+        let allows = |action| super::allows(&nothing, &lamp(), action);
+        for name in ["lamp.a", "lamp.a.b"] {
+            assert!(allows(Action::Publish(name)) && allows(Action::Provide(name)));
+            assert!(allows(Action::Call(name)) && allows(Action::WriteState(name)));
+        }
+        for name in ["lamp", "lamps.a", "core.a", "$core.a", "devices.on"] {
+            assert!(
+                !allows(Action::Publish(name)) && !allows(Action::Provide(name)),
+                "{name}"
+            );
+            assert!(
+                !allows(Action::Call(name)) && !allows(Action::WriteState(name)),
+                "{name}"
+            );
+        }
+        assert!(
+            own.iter()
+                .all(|p| allows(Action::Subscribe(p)) && allows(Action::WatchState(p)))
+        );
+        assert!(
+            !foreign
+                .iter()
+                .any(|p| allows(Action::Subscribe(p)) || allows(Action::WatchState(p)))
+        );
+        assert!(
+            allows(Action::ReadState("core.plugin.x")) && !allows(Action::ReadState("home.mode"))
+        );
+        for (namespace, expected) in [
+            ("lamp", true),
+            ("lamp.x", true),
+            ("lamps", false),
+            ("geo", false),
+        ] {
+            assert_eq!(
+                allows(Action::WriteStorage(namespace)),
+                expected,
+                "{namespace}"
+            );
+            assert_eq!(
+                allows(Action::ReadStorage(namespace)),
+                expected,
+                "{namespace}"
+            );
+        }
+    }
+
+    #[test]
+    fn grants_open_exactly_what_they_name_and_never_the_cores() {
+        let granted = Permissions {
+            publish: vec![pattern("device.>"), pattern(">")],
+            subscribe: vec![pattern("presence.*")],
+            call: vec![CallPermission {
+                services: pattern("geo.lookup"),
+                need: Need::Required,
+            }],
+            storage: ReadWrite {
+                read: Vec::new(),
+                write: vec![pattern("geo")],
+            },
+            ..Permissions::default()
+        };
+        let allows = |action| super::allows(&granted, &lamp(), action);
+        assert!(allows(Action::Publish("device.changed")));
+        assert!(!allows(Action::Publish("core.plugin.x")) && !allows(Action::Publish("$core.x")));
+        let (left, all) = (pattern("presence.left"), pattern("presence.>"));
+        assert!(allows(Action::Subscribe(&left)));
+        assert!(!allows(Action::Subscribe(&all)), "wider than granted");
+        assert!(allows(Action::Call("geo.lookup")) && !allows(Action::Call("geo.erase")));
+        assert!(
+            allows(Action::ReadStorage("geo")),
+            "writing includes reading"
+        );
+    }
+
+    #[test]
+    fn a_denial_says_what_is_missing_and_where_to_put_it() {
+        assert_eq!(
+            NotGranted::new(&lamp(), Action::ReadStorage("geo")).to_string(),
+            "plugin \"lamp\" may not read storage \"geo\": add `storage = { read = [\"geo\"] }` to \
+             [permissions] in its plugin.toml"
+        );
+    }
+
+    #[test]
+    fn rules_are_found_by_method_or_service() {
+        let open = rule_of("coreruntime.v1.PluginChannel/Open").expect("there is a rule");
+        assert_eq!(open.allows(Principal::Plugin), Some(Needs::Credential));
+        assert_eq!(open.allows(Principal::Operator), None);
+        assert!(rule_of("grpc.health.v1.Health/Check").is_some_and(Rule::is_open));
+        assert!(rule_of("coreruntime.v1.PluginManager/Obliterate").is_none());
+    }
+}

@@ -1,0 +1,235 @@
+//! The table against a plain map, and watchers that read now and then against the table.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const KEYS: [&str; 6] = ["a", "a.x", "a.y", "b.x", "b-x", "c"];
+const PATTERNS: [&str; 4] = [">", "a.*", "*", "b.x"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Set {
+        key: usize,
+        value: usize,
+        if_revision: Option<u64>,
+    },
+    Delete {
+        key: usize,
+        if_revision: Option<u64>,
+    },
+    List {
+        prefix: usize,
+        after: Option<usize>,
+        limit: usize,
+    },
+    Watch {
+        pattern: usize,
+        reports: bool,
+    },
+    Read {
+        watcher: usize,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let revision = || prop::option::weighted(0.3, 0..12_u64);
+    let step = prop_oneof![
+        6 => (0..6_usize, 0..3_usize, revision())
+            .prop_map(|(key, value, if_revision)| Step::Set { key, value, if_revision }),
+        2 => (0..6_usize, revision()).prop_map(|(key, if_revision)| Step::Delete { key, if_revision }),
+        1 => (0..6_usize, prop::option::of(0..6_usize), 1..5_usize)
+            .prop_map(|(prefix, after, limit)| Step::List { prefix, after, limit }),
+        1 => (0..4_usize, prop::bool::ANY).prop_map(|(pattern, reports)| Step::Watch { pattern, reports }),
+        4 => (0..6_usize).prop_map(|watcher| Step::Read { watcher }),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+/// A watcher that builds a map from what it is told.
+struct Follower {
+    watch: Watch,
+    pattern: Pattern,
+    reports: bool,
+    map: BTreeMap<String, (Bytes, Revision)>,
+    live: bool,
+    told_to: Revision,
+}
+
+impl Follower {
+    /// False when there is nothing to read.
+    fn read(&mut self) -> bool {
+        match self.watch.next().now_or_never() {
+            None => return false,
+            Some(None) => panic!("a watch has no end"),
+            Some(Some(WatchItem::SnapshotEnd(revision))) => {
+                assert!(!self.live);
+                (self.live, self.told_to) = (true, revision);
+            }
+            Some(Some(WatchItem::Changes(changes))) => {
+                assert!(!changes.is_empty());
+                changes.iter().for_each(|change| self.follow(change));
+            }
+        }
+        true
+    }
+
+    fn follow(&mut self, change: &Change) {
+        let key = change.entry.key.to_string();
+        assert!(self.pattern.matches(&key));
+        let known = self.map.get(&key).map(|(value, _)| value.clone());
+        assert_eq!(change.old_value, known, "{change:?}");
+        assert_eq!(change.kind == ChangeKind::Initial, !self.live);
+        match change.kind {
+            ChangeKind::Reported => assert!(self.reports),
+            ChangeKind::Initial => {}
+            ChangeKind::Set | ChangeKind::Deleted => {
+                assert!(change.entry.revision > self.told_to, "out of order");
+                self.told_to = change.entry.revision;
+            }
+        }
+        if change.kind == ChangeKind::Deleted {
+            assert!(change.entry.value.is_empty());
+            assert!(self.map.remove(&key).is_some());
+        } else {
+            let entry = (change.entry.value.clone(), change.entry.revision);
+            self.map.insert(key, entry);
+        }
+    }
+}
+
+fn run(steps: Vec<Step>) {
+    // A batch holds one or two changes, so that reading stops in the middle.
+    let engine = StateEngine::new(Config {
+        watch_batch_bytes: 280,
+        ..Config::default()
+    });
+    let mut model: BTreeMap<&str, (String, u64)> = BTreeMap::new();
+    let mut revision = 0;
+    let mut followers: Vec<Follower> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Set {
+                key: index,
+                value,
+                if_revision,
+            } => {
+                let name = KEYS[index];
+                let value = value.to_string();
+                let current = model.get(name).map_or(0, |(_, revision)| *revision);
+                let answer = engine.set(
+                    &plugin("lamp"),
+                    &key(name),
+                    value.clone().into(),
+                    if_revision.map(Revision),
+                    None,
+                );
+                if if_revision.is_some_and(|expected| expected != current) {
+                    assert!(matches!(answer, Err(Error::RevisionMismatch { .. })));
+                    continue;
+                }
+                let changed = model.get(name).is_none_or(|(old, _)| *old != value);
+                if changed {
+                    revision += 1;
+                    model.insert(name, (value, revision));
+                }
+                let receipt = SetReceipt {
+                    revision: Revision(model[name].1),
+                    changed,
+                };
+                assert_eq!(answer, Ok(receipt));
+            }
+            Step::Delete {
+                key: index,
+                if_revision,
+            } => {
+                let name = KEYS[index];
+                let current = model.get(name).map_or(0, |(_, revision)| *revision);
+                let expected = if_revision.map(Revision);
+                let answer = engine.delete(&plugin("lamp"), &key(name), expected, None);
+                if if_revision.is_some_and(|expected| expected != current) {
+                    assert!(answer.is_err());
+                    continue;
+                }
+                let existed = model.remove(name).is_some();
+                revision += u64::from(existed);
+                assert_eq!(
+                    answer,
+                    Ok(DeleteReceipt {
+                        existed,
+                        revision: Revision(revision)
+                    })
+                );
+            }
+            Step::List {
+                prefix,
+                after,
+                limit,
+            } => {
+                let (prefix, after) = (KEYS[prefix], after.map(|after| KEYS[after]));
+                let page = engine.list(prefix, after, limit);
+                let mut expected = model.keys().copied().filter(|key| {
+                    key.starts_with(prefix) && after.is_none_or(|after| *key > after)
+                });
+                let listed: Vec<_> = page
+                    .entries
+                    .iter()
+                    .map(|entry| entry.key.as_str())
+                    .collect();
+                let first: Vec<_> = expected.by_ref().take(limit).collect();
+                assert_eq!(listed, first);
+                assert_eq!(page.more_after.is_some(), expected.next().is_some());
+            }
+            Step::Watch { pattern, reports } => {
+                let pattern = PATTERNS[pattern];
+                let watch = engine.watch(WatchRequest {
+                    include_reports: reports,
+                    ..request(&[pattern])
+                });
+                followers.push(Follower {
+                    watch: watch.unwrap(),
+                    pattern: Pattern::parse(pattern).unwrap(),
+                    reports,
+                    map: BTreeMap::new(),
+                    live: false,
+                    told_to: Revision(0),
+                });
+            }
+            Step::Read { watcher } => {
+                if let Some(follower) = followers.get_mut(watcher) {
+                    follower.read();
+                }
+            }
+        }
+        let stats = engine.stats();
+        assert_eq!(
+            (stats.keys, stats.revision),
+            (model.len(), Revision(revision))
+        );
+    }
+    for follower in &mut followers {
+        while follower.read() {}
+        assert!(follower.live);
+        let watched = model
+            .iter()
+            .filter(|(key, _)| follower.pattern.matches(key));
+        let expected: BTreeMap<_, _> = watched
+            .map(|(key, (value, revision))| {
+                let value = Bytes::from(value.clone());
+                ((*key).to_owned(), (value, Revision(*revision)))
+            })
+            .collect();
+        assert_eq!(follower.map, expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_table_is_a_map_and_watchers_converge_to_it(steps in steps()) {
+        run(steps);
+    }
+}

@@ -1,0 +1,380 @@
+//! Watchers: what each has still to be told, and the stream of it.
+//!
+//! A watcher holds at most one pending change per key: a newer one takes the place of the older,
+//! keeping what the older says of the value *before* it, so that `old_value` is always what the
+//! watcher was last told. A key that came and went untold leaves nothing. So a watcher that stalls
+//! holds at most one change per key that there is or that it knows of, and converges when it reads on.
+//!
+//! The initial entries are not copied when the watch begins: the watcher walks along the keys, page by
+//! page, and a change to a key that it has not reached yet needs no telling, for it will find it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tokio_stream::Stream;
+
+use crate::event_bus::trie::Trie;
+use crate::types::{Pattern, Revision, Source, StateKey};
+
+use super::table::{Change, ChangeKind, Table};
+use super::{Error, Shared};
+
+/// Most keys that one step of the walk looks at: what bounds how long the lock is held.
+const WALK_AT_ONCE: usize = 512;
+/// Most patterns of one watch.
+pub(super) const MAX_PATTERNS: usize = 64;
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct WatchRequest {
+    /// Who.
+    pub watcher: Source,
+    /// 1 to 64.
+    pub patterns: Vec<Pattern>,
+    /// Begin with the entries that are there.
+    pub include_initial: bool,
+    /// Also tell writes that changed nothing.
+    pub include_reports: bool,
+}
+
+/// One item of a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchItem {
+    /// Changes, never none: the initial ones in order of key, the others in order of revision.
+    Changes(Vec<Change>),
+    /// Everything that was there at this revision of the engine has been told; the changes that
+    /// follow are newer. Told once, also without `include_initial`.
+    SnapshotEnd(Revision),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct WatcherId(u64);
+
+/// All watchers. Pure but for the wakers that it hands back.
+#[derive(Debug)]
+pub(super) struct Watchers {
+    all: HashMap<WatcherId, Watcher>,
+    trie: Trie<WatcherId>,
+    next_id: u64,
+    /// Rises with each change and each report: the order in which they are told.
+    next_order: u64,
+    conflated: u64,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    owner: Source,
+    /// Sorted, each once.
+    patterns: Box<[Pattern]>,
+    include_reports: bool,
+    walk: Walk,
+    /// The engine's revision when it began.
+    began_at: Revision,
+    pending: HashMap<StateKey, Pending>,
+    /// Their keys in the order to be told.
+    order: BTreeMap<u64, StateKey>,
+    waker: Option<Waker>,
+}
+
+/// How far the initial entries have been told.
+#[derive(Clone, Debug)]
+enum Walk {
+    /// Up to this key.
+    Along(Option<StateKey>),
+    /// All; the end is not told yet.
+    Ended,
+    /// All, and the end too.
+    Done,
+}
+
+#[derive(Debug)]
+struct Pending {
+    change: Change,
+    order: u64,
+}
+
+impl Watchers {
+    pub(super) fn new() -> Self {
+        Self {
+            all: HashMap::new(),
+            trie: Trie::new(),
+            next_id: 0,
+            next_order: 0,
+            conflated: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Changes that were left out for a newer one of the same key.
+    pub(super) fn conflated(&self) -> u64 {
+        self.conflated
+    }
+
+    pub(super) fn patterns_of(&self, owner: &Source) -> Vec<Pattern> {
+        let own = self.all.values().filter(|watcher| watcher.owner == *owner);
+        let mut patterns: Vec<_> = own.flat_map(|watcher| watcher.patterns.to_vec()).collect();
+        patterns.sort_unstable();
+        patterns.dedup();
+        patterns
+    }
+
+    pub(super) fn add(&mut self, request: WatchRequest, revision: Revision) -> WatcherId {
+        let id = WatcherId(self.next_id);
+        self.next_id += 1;
+        let mut patterns = request.patterns;
+        patterns.sort_unstable();
+        patterns.dedup();
+        for pattern in &patterns {
+            self.trie.insert(pattern, id);
+        }
+        let watcher = Watcher {
+            owner: request.watcher,
+            patterns: patterns.into(),
+            include_reports: request.include_reports,
+            walk: if request.include_initial {
+                Walk::Along(None)
+            } else {
+                Walk::Ended
+            },
+            began_at: revision,
+            pending: HashMap::new(),
+            order: BTreeMap::new(),
+            waker: None,
+        };
+        self.all.insert(id, watcher);
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: WatcherId) {
+        if let Some(watcher) = self.all.remove(&id) {
+            for pattern in &watcher.patterns {
+                self.trie.remove(pattern, id);
+            }
+        }
+    }
+
+    /// Notes a change for everybody whom it concerns; returns those to be woken, outside the lock.
+    pub(super) fn note(&mut self, change: &Change) -> Vec<Waker> {
+        let order = self.next_order;
+        self.next_order += 1;
+        let mut found = Vec::new();
+        self.trie.collect(change.entry.key.as_str(), &mut found);
+        found.sort_unstable();
+        found.dedup();
+        let mut wakers = Vec::new();
+        for id in found {
+            let Some(watcher) = self.all.get_mut(&id) else {
+                continue;
+            };
+            if !watcher.concerns(change) {
+                continue;
+            }
+            self.conflated += u64::from(watcher.note(change, order));
+            wakers.extend(watcher.waker.take());
+        }
+        wakers
+    }
+
+    /// The next item; when there is none, keeps the waker. `Ready(None)`: not yet, ask again.
+    fn next(
+        &mut self,
+        id: WatcherId,
+        table: &Table,
+        batch_bytes: usize,
+        waker: &Waker,
+    ) -> Poll<Option<WatchItem>> {
+        let watcher = self
+            .all
+            .get_mut(&id)
+            .expect("a watcher is removed only when its stream is dropped");
+        if matches!(watcher.walk, Walk::Along(_)) {
+            let changes = watcher.walk_on(table, batch_bytes);
+            if !changes.is_empty() {
+                return Poll::Ready(Some(WatchItem::Changes(changes)));
+            }
+            if matches!(watcher.walk, Walk::Along(_)) {
+                return Poll::Ready(None);
+            }
+        }
+        if matches!(watcher.walk, Walk::Ended) {
+            watcher.walk = Walk::Done;
+            return Poll::Ready(Some(WatchItem::SnapshotEnd(watcher.began_at)));
+        }
+        let changes = watcher.take(batch_bytes);
+        if changes.is_empty() {
+            watcher.waker = Some(waker.clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(WatchItem::Changes(changes)))
+    }
+}
+
+impl Watcher {
+    fn concerns(&self, change: &Change) -> bool {
+        let reached = match &self.walk {
+            Walk::Along(reached) => reached.as_ref().is_some_and(|key| *key >= change.entry.key),
+            Walk::Ended | Walk::Done => true,
+        };
+        reached && (self.include_reports || change.kind != ChangeKind::Reported)
+    }
+
+    /// Whether it took another's place.
+    fn note(&mut self, change: &Change, order: u64) -> bool {
+        let key = &change.entry.key;
+        let Some(mut pending) = self.pending.remove(key) else {
+            self.order.insert(order, key.clone());
+            let change = change.clone();
+            self.pending.insert(key.clone(), Pending { change, order });
+            return false;
+        };
+        let known = pending.change.old_value.take();
+        let was = pending.change.kind;
+        if change.kind == ChangeKind::Reported && was == ChangeKind::Set {
+            // The change is still to be told; it only was confirmed since.
+            pending.change.entry = change.entry.clone();
+            pending.change.old_value = known;
+            self.pending.insert(key.clone(), pending);
+            return false;
+        }
+        self.order.remove(&pending.order);
+        if change.kind == ChangeKind::Deleted && known.is_none() {
+            // It came and went, and the watcher never knew.
+            return true;
+        }
+        pending.order = order;
+        pending.change = Change {
+            old_value: known,
+            conflated: true,
+            ..change.clone()
+        };
+        self.order.insert(order, key.clone());
+        self.pending.insert(key.clone(), pending);
+        true
+    }
+
+    fn walk_on(&mut self, table: &Table, batch_bytes: usize) -> Vec<Change> {
+        let Walk::Along(reached) = &self.walk else {
+            return Vec::new();
+        };
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        let mut last = reached.clone();
+        let mut ended = true;
+        let entries = table.entries_after(reached.as_ref().map(StateKey::as_str));
+        for (examined, entry) in entries.enumerate() {
+            bytes += weight(entry.key.as_str(), entry.value.len());
+            let full = bytes > batch_bytes && !changes.is_empty();
+            if examined >= WALK_AT_ONCE || full {
+                ended = false;
+                break;
+            }
+            last = Some(entry.key.clone());
+            let matches = |pattern: &Pattern| pattern.matches(entry.key.as_str());
+            if self.patterns.iter().any(matches) {
+                changes.push(Change {
+                    kind: ChangeKind::Initial,
+                    entry: entry.clone(),
+                    old_value: None,
+                    cause: None,
+                    conflated: false,
+                });
+            } else {
+                bytes -= weight(entry.key.as_str(), entry.value.len());
+            }
+        }
+        self.walk = if ended {
+            Walk::Ended
+        } else {
+            Walk::Along(last)
+        };
+        changes
+    }
+
+    fn take(&mut self, batch_bytes: usize) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        while let Some(first) = self.order.first_entry() {
+            let key = first.get();
+            let pending = self
+                .pending
+                .get(key)
+                .expect("both collections have the same keys");
+            let old_bytes = pending.change.old_value.as_ref().map_or(0, |old| old.len());
+            bytes += weight(key.as_str(), old_bytes + pending.change.entry.value.len());
+            if bytes > batch_bytes && !changes.is_empty() {
+                break;
+            }
+            let key = first.remove();
+            changes.extend(self.pending.remove(&key).map(|pending| pending.change));
+        }
+        changes
+    }
+}
+
+/// What a change takes on its way, about.
+fn weight(key: &str, value_bytes: usize) -> usize {
+    128 + key.len() + value_bytes
+}
+
+/// A live watch: a stream without an end. Dropping it ends it.
+#[must_use = "dropping a watch ends it"]
+pub struct Watch {
+    shared: Arc<Shared>,
+    id: WatcherId,
+}
+
+impl Watch {
+    pub(super) fn open(shared: Arc<Shared>, request: WatchRequest) -> Result<Self, Error> {
+        let count = request.patterns.len();
+        if count == 0 || count > MAX_PATTERNS {
+            return Err(Error::BadField {
+                field: "patterns",
+                rule: format!("there are {count}; 1 to {MAX_PATTERNS} are allowed"),
+            });
+        }
+        let mut state = shared.state.lock();
+        let revision = state.table.revision();
+        let id = state.watchers.add(request, revision);
+        drop(state);
+        Ok(Self { shared, id })
+    }
+}
+
+impl Stream for Watch {
+    type Item = WatchItem;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let batch_bytes = self.shared.config.watch_batch_bytes;
+        let mut state = self.shared.state.lock();
+        let state = &mut *state;
+        let item = state
+            .watchers
+            .next(self.id, &state.table, batch_bytes, context.waker());
+        if matches!(item, Poll::Ready(None)) {
+            // A long walk past keys that do not match: others get their turn.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        item
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.state.lock().watchers.remove(self.id);
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Watch")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,328 @@
+//! The trait that every engine implements, and its contract.
+//!
+//! An adapter is called from ordinary threads and may block. Everything that is the same for all
+//! engines stands outside it: queue, grouping, deadlines, cache, validation, page tokens.
+//!
+//! The contract, checked by `contract_tests.rs` against every adapter:
+//!
+//! - [`StorageAdapter::commit`] is called by one thread at a time; the reads by any number, also
+//!   during a commit.
+//! - A batch is one transaction as far as durability goes: when `commit` answers `Ok`, every applied
+//!   item is on disk. Within it the items take effect in order, each seeing those before it; an item
+//!   whose check fails changes nothing and the others go on.
+//! - The revision rises by one with each item that changes anything, never otherwise: an item that
+//!   only deletes what is not there answers with the store's revision. It never falls, whatever
+//!   happens in between.
+//! - A read that begins after a `commit` has answered sees it. `get_many`, `list_keys` and `scan`
+//!   each read one snapshot, and say its revision.
+//! - Keys are ordered by their bytes; values come back byte for byte.
+//! - Damaged data is reported, never repaired, removed or written anew.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::error::{EngineError, Error, Fault};
+use super::names::{Direction, Key, KeyRange, Namespace};
+use crate::error::Outcome;
+use crate::types::Revision;
+use crate::types::json::Json;
+
+/// One stored key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key.
+    pub key: Key,
+    /// Its value, as written.
+    pub value: Json,
+    /// Revision of the write that made it.
+    pub revision: Revision,
+    /// When it was written, by the core's clock, in whole microseconds.
+    pub updated_at: SystemTime,
+}
+
+/// A condition: the key has this revision; [`Revision::ABSENT`]: there is no such key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The key.
+    pub key: Key,
+    /// What it must have.
+    pub revision: Revision,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a key.
+    Set {
+        /// The key.
+        key: Key,
+        /// Its new value.
+        value: Json,
+    },
+    /// Removes a key, if it is there.
+    Delete {
+        /// The key.
+        key: Key,
+    },
+}
+
+impl Op {
+    /// Writes `bytes`, which must be one JSON text.
+    ///
+    /// # Errors
+    /// [`Error::NotJson`], with the key and the place.
+    pub fn set(key: Key, bytes: Bytes) -> Result<Self, Error> {
+        match Json::parse(bytes) {
+            Ok(value) => Ok(Self::Set { key, value }),
+            Err(source) => Err(Error::NotJson {
+                key: key.to_string(),
+                source,
+            }),
+        }
+    }
+
+    /// The key that is written.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Set { key, .. } | Self::Delete { key } => key,
+        }
+    }
+
+    /// Bytes of key and value.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Set { key, value } => key.as_str().len() + value.bytes().len(),
+            Self::Delete { key } => key.as_str().len(),
+        }
+    }
+}
+
+/// Checks and writes that take effect together or not at all. Each key is written at most once.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// Where.
+    pub namespace: Namespace,
+    /// All must hold, before any write.
+    pub checks: Vec<Check>,
+    /// The writes.
+    pub ops: Vec<Op>,
+}
+
+/// What became of a [`Commit`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Revision of all its writes; if nothing changed, the store's.
+    pub revision: Revision,
+    /// For each write, in order: the key was there before.
+    pub existed: Vec<bool>,
+}
+
+/// Why one item of a batch changed nothing although the batch went on.
+#[derive(Clone, Debug)]
+pub enum Rejection {
+    /// A check did not hold.
+    RevisionMismatch {
+        /// The first such key.
+        key: Key,
+        /// What it has.
+        current: Revision,
+    },
+    /// There was no room for it.
+    DiskFull(EngineError),
+}
+
+/// Why a whole batch failed. The adapter needs [`StorageAdapter::reopen`] before it may write again.
+#[derive(Clone, Debug)]
+pub struct CommitFault {
+    /// What happened.
+    pub fault: Fault,
+    /// Whether any of it may be on disk.
+    pub outcome: Outcome,
+}
+
+/// Which entries to read.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// Where.
+    pub namespace: Namespace,
+    /// Between which keys.
+    pub range: KeyRange,
+    /// In which order.
+    pub direction: Direction,
+    /// At most so many; at least 1.
+    pub limit: usize,
+    /// Ends before the entry with which keys and values together would pass this, but never before
+    /// the first.
+    pub max_bytes: usize,
+}
+
+/// What a reading of a [`Stretch`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T> {
+    /// In the order asked for.
+    pub items: Vec<T>,
+    /// There is more.
+    pub more: bool,
+    /// The store's revision of this snapshot.
+    pub revision: Revision,
+}
+
+/// Entries of one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Those that exist, in the order asked for.
+    pub entries: Vec<Entry>,
+    /// The store's revision of this snapshot.
+    pub revision: Revision,
+}
+
+/// What an adapter is, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Its name in the configuration.
+    pub name: &'static str,
+    /// Where it keeps its data; empty: nowhere.
+    pub location: String,
+}
+
+impl fmt::Display for AdapterInfo {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name)?;
+        if !self.location.is_empty() {
+            write!(formatter, " at {}", self.location)?;
+        }
+        Ok(())
+    }
+}
+
+/// When [`StorageAdapter::maintain`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A batch was just answered; more may wait.
+    Busy,
+    /// Nothing was asked of the writer for a while.
+    Idle,
+}
+
+/// What [`StorageAdapter::maintain`] leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Nothing.
+    Done,
+    /// Something for the next idle moment.
+    WantsIdle,
+}
+
+/// An engine. See the module's text for what it promises.
+pub trait StorageAdapter: Send + Sync + 'static {
+    /// What it is.
+    fn info(&self) -> AdapterInfo;
+
+    /// The revision of the last write on disk; 0 for an empty store.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn revision(&self) -> Result<Revision, Fault>;
+
+    /// Reads one key.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn get(&self, namespace: &Namespace, key: &Key) -> Result<Option<Entry>, Fault>;
+
+    /// Reads several keys from one snapshot.
+    ///
+    /// # Errors
+    /// [`Fault`]; [`Fault::OutOfTime`] when `deadline` passes.
+    fn get_many(
+        &self,
+        namespace: &Namespace,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<Snapshot, Fault>;
+
+    /// Reads a stretch of keys.
+    ///
+    /// # Errors
+    /// As [`Self::get_many`].
+    fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault>;
+
+    /// Reads a stretch of entries.
+    ///
+    /// # Errors
+    /// As [`Self::get_many`].
+    fn scan(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Entry>, Fault>;
+
+    /// Makes a batch durable. One answer for each item, in order. `at` is kept as the time of
+    /// writing, in whole microseconds.
+    ///
+    /// # Errors
+    /// [`CommitFault`]: then no item has an answer of its own.
+    fn commit(
+        &self,
+        batch: &[Commit],
+        at: SystemTime,
+    ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault>;
+
+    /// Does what is due outside of any request. Called by the thread that commits.
+    fn maintain(&self, moment: Moment) -> Upkeep;
+
+    /// Opens anew after a failed commit, and checks what is there. Answers as
+    /// [`Self::revision`]: what was unknown before is decided now.
+    ///
+    /// # Errors
+    /// [`Fault`]: it stays unable to write.
+    fn reopen(&self) -> Result<Revision, Fault>;
+
+    /// Finishes what is due and lets go of the data. Nothing is called afterwards but reads, which
+    /// answer [`Fault::Closed`].
+    fn close(&self);
+}
+
+/// Gathers what a reading finds, up to its limits. The same for every adapter.
+pub(super) struct Gather<T> {
+    items: Vec<T>,
+    bytes: usize,
+    more: bool,
+    limit: usize,
+    max_bytes: usize,
+}
+
+impl<T> Gather<T> {
+    pub(super) fn new(stretch: &Stretch) -> Self {
+        Self {
+            items: Vec::new(),
+            bytes: 0,
+            more: false,
+            limit: stretch.limit,
+            max_bytes: stretch.max_bytes,
+        }
+    }
+
+    /// Whether an item of `bytes` still belongs to this page. After the first `false` the reading is
+    /// over, and there is more.
+    pub(super) fn admits(&mut self, bytes: usize) -> bool {
+        let full = self.items.len() >= self.limit
+            || (!self.items.is_empty() && self.bytes + bytes > self.max_bytes);
+        self.more = full;
+        self.bytes += bytes;
+        !full
+    }
+
+    pub(super) fn push(&mut self, item: T) {
+        self.items.push(item);
+    }
+
+    pub(super) fn finish(self, revision: Revision) -> Found<T> {
+        Found {
+            items: self.items,
+            more: self.more,
+            revision,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What callers see when the engine fails: an adapter that fails on demand.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::contract_tests::{key, namespace, set, soon};
+use super::*;
+use crate::error::{Classify as _, Reason};
+
+/// What the next commit does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Works,
+    /// Fails, and nothing is on disk.
+    FailsBefore,
+    /// Fails although everything is on disk.
+    FailsAfter,
+    Panics,
+    DiskFull,
+}
+
+struct Faulty {
+    inner: MemoryAdapter,
+    next: Mutex<Next>,
+    /// Reopenings that fail before one works.
+    stuck: AtomicUsize,
+    reopenings: AtomicUsize,
+}
+
+impl Faulty {
+    fn open() -> (Arc<Self>, Storage) {
+        let faulty = Arc::new(Self {
+            inner: MemoryAdapter::default(),
+            next: Mutex::new(Next::Works),
+            stuck: AtomicUsize::new(0),
+            reopenings: AtomicUsize::new(0),
+        });
+        let adapter: Arc<dyn StorageAdapter> = faulty.clone();
+        let storage = Storage::open(adapter, &Config::memory()).expect("opens");
+        (faulty, storage)
+    }
+
+    fn next(&self, next: Next) {
+        *self.next.lock() = next;
+    }
+}
+
+fn disk_on_fire() -> EngineError {
+    Arc::new(std::io::Error::other("disk on fire"))
+}
+
+impl StorageAdapter for Faulty {
+    fn info(&self) -> AdapterInfo {
+        self.inner.info()
+    }
+
+    fn revision(&self) -> Result<Revision, Fault> {
+        self.inner.revision()
+    }
+
+    fn get(&self, namespace: &Namespace, key: &Key) -> Result<Option<Entry>, Fault> {
+        self.inner.get(namespace, key)
+    }
+
+    fn get_many(
+        &self,
+        namespace: &Namespace,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<Snapshot, Fault> {
+        self.inner.get_many(namespace, keys, deadline)
+    }
+
+    fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {
+        self.inner.list_keys(stretch, deadline)
+    }
+
+    fn scan(&self, _stretch: &Stretch, _deadline: Instant) -> Result<Found<Entry>, Fault> {
+        Err(Fault::Corrupt(disk_on_fire()))
+    }
+
+    fn commit(
+        &self,
+        batch: &[Commit],
+        at: SystemTime,
+    ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault> {
+        let fails = |outcome| CommitFault {
+            fault: Fault::Failed(disk_on_fire()),
+            outcome,
+        };
+        match std::mem::replace(&mut *self.next.lock(), Next::Works) {
+            Next::Works => self.inner.commit(batch, at),
+            Next::FailsBefore => Err(fails(Outcome::Unknown)),
+            Next::FailsAfter => {
+                self.inner.commit(batch, at)?;
+                Err(fails(Outcome::Unknown))
+            }
+            Next::Panics => panic!("on purpose"),
+            Next::DiskFull => Ok(batch
+                .iter()
+                .map(|_| Err(Rejection::DiskFull(disk_on_fire())))
+                .collect()),
+        }
+    }
+
+    fn maintain(&self, _moment: Moment) -> Upkeep {
+        Upkeep::Done
+    }
+
+    fn reopen(&self) -> Result<Revision, Fault> {
+        self.reopenings.fetch_add(1, Ordering::SeqCst);
+        let stuck = self.stuck.load(Ordering::SeqCst);
+        if stuck > 0 {
+            self.stuck.store(stuck - 1, Ordering::SeqCst);
+            return Err(Fault::Failed(disk_on_fire()));
+        }
+        self.inner.revision()
+    }
+
+    fn close(&self) {}
+}
+
+async fn text(storage: &Storage) -> Option<String> {
+    let entry = storage.get(&namespace("n"), &key("k")).await;
+    let entry = entry.expect("reads go on");
+    entry.map(|entry| entry.value.as_str().to_owned())
+}
+
+#[tokio::test]
+async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
+    for (next, decided) in [
+        (Next::FailsBefore, "1"),
+        (Next::FailsAfter, "2"),
+        (Next::Panics, "1"),
+    ] {
+        let (faulty, storage) = Faulty::open();
+        let space = namespace("n");
+        let epoch = storage.epoch();
+        set(&storage, &space, "k", "1").await.expect("works");
+        assert_eq!(text(&storage).await.as_deref(), Some("1"));
+        faulty.next(next);
+        let told = Arc::new(AtomicUsize::new(0));
+        let after_commit = Arc::clone(&told);
+        let write = Apply {
+            namespace: space.clone(),
+            checks: Vec::new(),
+            ops: vec![Op::set(key("k"), Bytes::from_static(b"2")).expect("JSON")],
+            after_commit: Some(Box::new(move |_| {
+                after_commit.fetch_add(1, Ordering::SeqCst);
+            })),
+        };
+        let error = storage.apply(write, soon()).await.expect_err("fails");
+        assert_eq!(error.reason(), Reason::StorageFailed);
+        assert_eq!(error.outcome(), Outcome::Unknown);
+        let words = crate::error::chain(&error);
+        let cause = ["disk on fire", "on purpose"];
+        assert!(cause.iter().any(|cause| words.contains(cause)), "{words}");
+
+        // The next write comes after the reopening, so what is read then is decided.
+        set(&storage, &space, "other", "1").await.expect("works");
+        assert_eq!(text(&storage).await.as_deref(), Some(decided), "{next:?}");
+        assert_ne!(storage.epoch(), epoch, "the changes begin anew");
+        assert_eq!(told.load(Ordering::SeqCst), 0, "not told of a commit");
+        let stats = storage.stats();
+        assert_eq!((stats.failed_commits, stats.reopened), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn while_it_cannot_reopen_writes_are_refused_and_reads_go_on() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    set(&storage, &space, "k", "1").await.expect("works");
+    faulty.stuck.store(usize::MAX, Ordering::SeqCst);
+    faulty.next(Next::FailsBefore);
+    let error = set(&storage, &space, "k", "2").await.expect_err("fails");
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    for _ in 0..3 {
+        let error = set(&storage, &space, "k", "3").await.expect_err("refused");
+        assert_eq!(error.reason(), Reason::StorageFailed);
+        assert_eq!(error.outcome(), Outcome::NotApplied);
+        assert!(error.retry_after().is_some());
+    }
+    let tries = faulty.reopenings.load(Ordering::SeqCst);
+    assert!(tries <= 2, "not with every write: {tries}");
+    assert_eq!(text(&storage).await.as_deref(), Some("1"));
+
+    // Once it can be opened, the next write that finds its time come does so.
+    faulty.stuck.store(0, Ordering::SeqCst);
+    let works = async {
+        let mut outcomes = HashSet::new();
+        while let Err(error) = set(&storage, &space, "k", "4").await {
+            outcomes.insert(error.outcome() == Outcome::NotApplied);
+            tokio::task::yield_now().await;
+        }
+        assert!(!outcomes.contains(&false));
+    };
+    tokio::time::timeout(Duration::from_secs(30), works)
+        .await
+        .expect("recovers by itself");
+    assert_eq!(text(&storage).await.as_deref(), Some("4"));
+}
+
+#[tokio::test]
+async fn after_a_second_panic_it_is_not_tried_again() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    for expected in [1, 1] {
+        faulty.next(Next::Panics);
+        set(&storage, &space, "k", "1").await.expect_err("panics");
+        // The answer comes before the reopening; a refused or good write after it.
+        drop(set(&storage, &space, "k", "2").await);
+        assert_eq!(faulty.reopenings.load(Ordering::SeqCst), expected);
+    }
+    let error = set(&storage, &space, "k", "3").await.expect_err("refused");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    storage.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_and_damage_have_words_of_their_own() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    faulty.next(Next::DiskFull);
+    let error = set(&storage, &space, "k", "1").await.expect_err("full");
+    assert_eq!(error.reason(), Reason::DiskLow);
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert_eq!(storage.stats().disk_low, 1);
+    set(&storage, &space, "k", "2").await.expect("room again");
+    let error = storage.scan(Query::all(space)).await.expect_err("damaged");
+    assert_eq!(error.reason(), Reason::Corrupt);
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_writes_what_is_queued() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    let value = Bytes::from_static(b"1");
+    let last = storage.set(&space, key("k"), value, None, soon());
+    drop(storage);
+    last.await.expect("writes");
+    assert_eq!(faulty.inner.revision().expect("reads"), Revision(1));
+}

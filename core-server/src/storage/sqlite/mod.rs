@@ -1,0 +1,311 @@
+//! The adapter over SQLite: one file, a write-ahead log beside it, a lock file that keeps a second
+//! core out.
+//!
+//! - One connection writes, and only it checkpoints: automatic checkpoints would fall into the middle
+//!   of somebody's commit. As many read-only connections as there are concurrent reads.
+//! - A batch is one transaction. No SAVEPOINT is needed inside it: an item's checks all come before
+//!   its first write, and after them only the engine can fail, which ends the whole transaction.
+//! - Disk full: the transaction is rolled back and its items are tried one by one, so that deletes and
+//!   small writes go on. It is known that nothing of it is on disk: the mark that makes a transaction
+//!   valid is part of its last frame, and the write of some frame failed.
+//! - Any other failure of COMMIT is "unknown": the frames may have reached the disk. The connection is
+//!   given up without a checkpoint, so that the next one finds the log as it is and decides.
+//! - Damage is reported. The file is never repaired, recreated or removed.
+
+mod connection;
+mod lock;
+mod read;
+mod schema;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, ffi};
+use tokio::time::Instant;
+
+use super::adapter::{
+    AdapterInfo, Applied, Commit, CommitFault, Entry, Found, Moment, Rejection, Snapshot,
+    StorageAdapter, Stretch, Upkeep,
+};
+use super::config::Durability;
+use super::error::{Fault, OpenError};
+use super::names::{Key, Namespace};
+use crate::error::{Outcome, chain};
+use crate::types::Revision;
+use lock::LockFile;
+use read::Readers;
+use write::Failure;
+
+/// When idle, so many frames of the log that are not in the database yet are moved there.
+const PASSIVE_FRAMES: i64 = 1_000;
+/// A longer log is emptied also when busy: 64 MiB of pages of 4 KiB.
+const TRUNCATE_FRAMES: i64 = 16_384;
+/// After an attempt to empty the log that readers prevented, so much growth before the next one.
+const TRUNCATE_AGAIN_FRAMES: i64 = 1_024;
+/// Emptying the log waits so long for readers; every write waits with it.
+const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Keeps entries in a SQLite database.
+pub struct SqliteAdapter {
+    path: PathBuf,
+    durability: Durability,
+    readers: Readers,
+    /// Guards the writing connection. Only the writer's thread takes it while the store is open, so
+    /// it is never waited for.
+    writer: Mutex<Writer>,
+}
+
+struct Writer {
+    /// None: closed, or given up until it is reopened.
+    connection: Option<Connection>,
+    revision: Revision,
+    /// No attempt to empty the log below so many frames.
+    truncate_from: i64,
+    /// Held until the store is closed.
+    lock: Option<LockFile>,
+}
+
+impl SqliteAdapter {
+    /// Opens the database, which is made with its directory if it is missing (readable by its
+    /// owner only), and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the database is then as it was.
+    pub fn open(path: &Path, durability: Durability) -> Result<Self, OpenError> {
+        connection::check_version()?;
+        lock::create_directory(path)?;
+        let lock = LockFile::take(path)?;
+        lock::create_database(path)?;
+        let connection = connection::for_writing(path)?;
+        schema::bring_up_to_date(&connection, path, schema::MIGRATIONS)?;
+        connection::make_durable(&connection, path, durability)?;
+        let revision = read::revision(&connection)
+            .map_err(|source| connection::open_error("read", path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            durability,
+            readers: Readers::new(path.to_owned()),
+            writer: Mutex::new(Writer {
+                connection: Some(connection),
+                revision,
+                truncate_from: TRUNCATE_FRAMES,
+                lock: Some(lock),
+            }),
+        })
+    }
+
+    fn connect_again(&self) -> Result<(Connection, Revision), OpenError> {
+        let path = &self.path;
+        let failed = |source| connection::open_error("check", path, source);
+        let connection = connection::for_writing(path)?;
+        schema::check_up_to_date(&connection, path)?;
+        connection::make_durable(&connection, path, self.durability)?;
+        let verdict: String = connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(failed)?;
+        if verdict != "ok" {
+            return Err(OpenError::Corrupt {
+                path: path.clone(),
+                source: Arc::new(FailedCheck(verdict)),
+            });
+        }
+        // A log whose sync failed once may be whole in memory and torn on disk, and a later sync does
+        // not say so. So it must not be continued: what it holds goes into the database, synced
+        // there, and the log begins anew.
+        let log = write::checkpoint(&connection, "TRUNCATE").map_err(failed)?;
+        if log.busy {
+            let busy = read::failure(ffi::SQLITE_BUSY, "readers keep the write-ahead log in use");
+            return Err(failed(busy));
+        }
+        let revision = read::revision(&connection).map_err(failed)?;
+        Ok((connection, revision))
+    }
+
+    #[cfg(test)]
+    pub(in crate::storage) fn with_writer<T>(&self, ask: impl FnOnce(&Connection) -> T) -> T {
+        ask(self.writer.lock().connection.as_ref().expect("open"))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("quick_check says: {0}")]
+struct FailedCheck(String);
+
+impl StorageAdapter for SqliteAdapter {
+    fn info(&self) -> AdapterInfo {
+        AdapterInfo {
+            name: "sqlite",
+            location: self.path.display().to_string(),
+        }
+    }
+
+    fn revision(&self) -> Result<Revision, Fault> {
+        self.readers.read(read::revision)
+    }
+
+    fn get(&self, namespace: &Namespace, key: &Key) -> Result<Option<Entry>, Fault> {
+        self.readers
+            .read(|connection| read::get(connection, namespace, key))
+    }
+
+    fn get_many(
+        &self,
+        namespace: &Namespace,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<Snapshot, Fault> {
+        self.readers
+            .read(|connection| read::get_many(connection, namespace, keys, deadline))
+    }
+
+    fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {
+        self.readers
+            .read(|connection| read::list_keys(connection, stretch, deadline))
+    }
+
+    fn scan(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Entry>, Fault> {
+        self.readers
+            .read(|connection| read::scan(connection, stretch, deadline))
+    }
+
+    fn commit(
+        &self,
+        batch: &[Commit],
+        at: SystemTime,
+    ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault> {
+        let mut writer = self.writer.lock();
+        let Writer {
+            connection: Some(connection),
+            revision,
+            ..
+        } = &mut *writer
+        else {
+            return Err(CommitFault {
+                fault: Fault::Closed,
+                outcome: Outcome::NotApplied,
+            });
+        };
+        let failure = match write::transaction(connection, *revision, batch, at) {
+            Ok((results, last)) => {
+                *revision = last;
+                return Ok(results);
+            }
+            Err(failure) => failure,
+        };
+        let Failure::Full(_) = &failure else {
+            return Err(failure.into());
+        };
+        // If all of the log can be moved into the database, the next write begins it anew and needs
+        // no room for it. That this fails too on a full disk changes nothing.
+        drop(write::checkpoint(connection, "PASSIVE"));
+        // One by one, so that what finds room is not refused with what does not.
+        let mut results = Vec::with_capacity(batch.len());
+        for commit in batch {
+            let alone = std::slice::from_ref(commit);
+            match write::transaction(connection, *revision, alone, at) {
+                Ok((result, last)) => {
+                    *revision = last;
+                    results.extend(result);
+                }
+                Err(Failure::Full(source)) => {
+                    results.push(Err(Rejection::DiskFull(Arc::new(source))));
+                }
+                Err(Failure::Other { fault, .. }) => {
+                    // Those before it are on disk, but the batch has one answer.
+                    let outcome = Outcome::Unknown;
+                    return Err(CommitFault { fault, outcome });
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    fn maintain(&self, moment: Moment) -> Upkeep {
+        let mut writer = self.writer.lock();
+        let truncate_from = writer.truncate_from;
+        let Some(connection) = &writer.connection else {
+            return Upkeep::Done;
+        };
+        let done = write::checkpoint(connection, "NOOP").and_then(|log| {
+            if log.frames > truncate_from {
+                connection.busy_timeout(TRUNCATE_PATIENCE)?;
+                let log = write::checkpoint(connection, "TRUNCATE");
+                connection.busy_timeout(connection::PATIENCE)?;
+                log
+            } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle {
+                write::checkpoint(connection, "PASSIVE")
+            } else {
+                Ok(log)
+            }
+        });
+        match done {
+            Ok(log) => {
+                writer.truncate_from = if log.frames > TRUNCATE_FRAMES {
+                    log.frames + TRUNCATE_AGAIN_FRAMES
+                } else {
+                    TRUNCATE_FRAMES
+                };
+                if log.outstanding() > PASSIVE_FRAMES {
+                    Upkeep::WantsIdle
+                } else {
+                    Upkeep::Done
+                }
+            }
+            Err(error) => {
+                // Nothing is lost: the log keeps what could not be moved. The next commit tries again.
+                tracing::warn!(error = %chain(&error), "the write-ahead log was not checkpointed");
+                Upkeep::Done
+            }
+        }
+    }
+
+    fn reopen(&self) -> Result<Revision, Fault> {
+        let mut writer = self.writer.lock();
+        if writer.lock.is_none() {
+            return Err(Fault::Closed);
+        }
+        // Dropped without a checkpoint: the log stays as the failure left it.
+        writer.connection = None;
+        self.readers.renew();
+        let (connection, revision) = self.connect_again().map_err(|error| match error {
+            OpenError::Corrupt { source, .. } => Fault::Corrupt(source),
+            other => Fault::Failed(Arc::new(other)),
+        })?;
+        writer.connection = Some(connection);
+        writer.revision = revision;
+        writer.truncate_from = TRUNCATE_FRAMES;
+        Ok(revision)
+    }
+
+    fn close(&self) {
+        let mut writer = self.writer.lock();
+        self.readers.close();
+        if let Some(connection) = writer.connection.take() {
+            let closed = write::checkpoint(&connection, "TRUNCATE")
+                .and_then(|_| connection::close(connection));
+            if let Err(error) = closed {
+                tracing::warn!(
+                    error = %chain(&error),
+                    "the write-ahead log stays beside the database; the next start reads it"
+                );
+            }
+        }
+        writer.lock = None;
+    }
+}
+
+fn fault(error: rusqlite::Error) -> Fault {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Fault::DiskFull(Arc::new(error)),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            Fault::Corrupt(Arc::new(error))
+        }
+        _ => Fault::Failed(Arc::new(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,539 @@
+//! The steps. An event changes what is known ([`State::apply`]); then [`State::pursue`] does whatever
+//! brings the plugin nearer to what is wanted, until nothing more can be done now. Hooks and the
+//! beginnings and ends of runs have files of their own.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::restart::History;
+use super::runs::Grace;
+use super::{
+    Action, Budget, End, Event, Exit, Life, LinkState, Note, Origin, PluginState, Request, Rest,
+    Route, RunEvent, Stage, State,
+};
+use crate::channel::Hook;
+
+/// Decides; never acts. The driver performs the actions in order and feeds back what happened.
+#[must_use]
+pub fn step(state: &State, event: Event, now: Instant) -> (State, Vec<Action>) {
+    let mut next = state.clone();
+    let mut out = Vec::new();
+    next.apply(event, now, &mut out);
+    next.pursue(now, &mut out);
+    next.show(now, &mut out);
+    (next, out)
+}
+
+impl State {
+    fn apply(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
+        match event {
+            Event::Tick => self.tick(now, out),
+            Event::Request(request) => self.request(request),
+            Event::StopAll => {
+                if self.desired == PluginState::Started {
+                    self.desired = PluginState::Stopped;
+                }
+            }
+            Event::Dependencies(missing) => self.dependencies(missing),
+            Event::RestartForDependency => {
+                if let Life::Running(run) = &mut self.life {
+                    let note = Note::new("dependency", "a plugin that it requires was lost");
+                    run.leaving.get_or_insert(End::Asked(note));
+                    self.unasked = true;
+                }
+            }
+            Event::StopForDependency => self.held_by_loss = self.missing.is_some(),
+            Event::Slot => {
+                if matches!(self.life, Life::Resting(Rest::Queued, _)) {
+                    self.begin(now, Stage::Spawning, out);
+                }
+            }
+            Event::Opened { ready, resumable } => self.opened(ready, resumable, now, out),
+            Event::Freeze => self.frozen = true,
+            Event::Shutdown(budget) => self.shut_down(budget, now),
+            Event::KillNow => self.kill_now(now, out),
+            Event::Incompatible(message) => self.incompatible(message, now, out),
+            Event::Run(generation, event) => {
+                if generation == self.generation {
+                    self.run_event(event, now, out);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        self.desired = request.wants();
+        self.unasked = false;
+        if request == Request::Restart
+            && let Life::Running(run) = &mut self.life
+        {
+            let note = Note::new("operator", "a restart was asked for");
+            run.leaving.get_or_insert(End::Asked(note));
+        }
+        if matches!(request, Request::Load | Request::Start | Request::Restart) {
+            self.try_again();
+        }
+    }
+
+    /// Skips a wait and forgets what counted against the plugin.
+    fn try_again(&mut self) {
+        self.history = History::default();
+        if let Life::Resting(rest, _) = &mut self.life
+            && matches!(
+                rest,
+                Rest::Backoff(_)
+                    | Rest::CrashLoop(_)
+                    | Rest::GivenUp
+                    | Rest::ConfigError
+                    | Rest::Incompatible
+                    | Rest::Completed
+            )
+        {
+            self.life = Life::Resting(Rest::Idle, Note::default());
+        }
+    }
+
+    fn dependencies(&mut self, missing: Option<String>) {
+        let recovered = self.missing.is_some() && missing.is_none();
+        self.missing = missing;
+        if !recovered {
+            return;
+        }
+        self.held_by_loss = false;
+        // What made it fail was perhaps the absence of what has just come back.
+        if matches!(
+            self.life,
+            Life::Resting(Rest::Backoff(_) | Rest::CrashLoop(_), _)
+        ) {
+            self.try_again();
+        }
+    }
+
+    fn opened(&mut self, ready: bool, resumable: bool, now: Instant, out: &mut Vec<Action>) {
+        match &self.life {
+            Life::Resting(Rest::Awaited | Rest::Incompatible, _)
+                if self.settings.origin == Origin::Remote =>
+            {
+                self.begin(now, Stage::Connected, out);
+            }
+            Life::Running(run) if matches!(run.stage, Stage::Spawning | Stage::Connecting) => {}
+            _ => return,
+        }
+        if let Life::Running(run) = &mut self.life {
+            run.link = LinkState::Live;
+            run.ready = ready;
+            run.resumable = resumable;
+            run.deadline = None;
+            run.stage = Stage::Connected;
+        }
+    }
+
+    fn shut_down(&mut self, budget: Budget, now: Instant) {
+        self.frozen = true;
+        self.shutdown = Some(budget);
+        match &mut self.life {
+            Life::Resting(..) => {}
+            Life::Running(run) => {
+                let limit = match run.stage {
+                    Stage::Draining => budget.drain,
+                    Stage::StopHook(_) | Stage::UnloadHook(_) => budget.hooks,
+                    _ => return,
+                };
+                run.deadline = Some(clamp(run.deadline, now + limit));
+                run.stop_by = run
+                    .stop_by
+                    .map(|by| by.min(now + budget.drain + budget.hooks));
+            }
+            Life::Ending(ending) => {
+                ending.terminate_at = ending.terminate_at.map(|at| at.min(now));
+                ending.kill_at = ending.kill_at.map(|at| at.min(now + budget.term));
+            }
+        }
+    }
+
+    fn kill_now(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.frozen = true;
+        if matches!(self.life, Life::Running(_)) {
+            let note = Note::new("shutdown", "the core stops without grace");
+            self.end_run(End::Asked(note), Grace::None, now, out);
+        }
+        if let Life::Ending(ending) = &mut self.life {
+            ending.kill(now, out);
+        }
+    }
+
+    fn incompatible(&mut self, message: String, now: Instant, out: &mut Vec<Action>) {
+        match &self.life {
+            Life::Resting(..) if self.settings.origin == Origin::Remote => {
+                self.life = Life::Resting(Rest::Incompatible, Note::new("wire_version", message));
+            }
+            // Only before its first channel: a run that goes on has already agreed on a version.
+            Life::Running(run) if run.link == LinkState::Absent => {
+                self.end_run(End::Incompatible(message), Grace::Some, now, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn run_event(&mut self, event: RunEvent, now: Instant, out: &mut Vec<Action>) {
+        if let RunEvent::Exited(exit) = event {
+            return self.exited(exit, now, out);
+        }
+        let Life::Running(run) = &mut self.life else {
+            if let RunEvent::SpawnFailed { .. } = event {
+                // Ended before it began: there is no process to wait for.
+                self.settle(None, now, out);
+            }
+            return;
+        };
+        match event {
+            RunEvent::Spawned => {
+                if run.stage == Stage::Spawning {
+                    run.stage = Stage::Connecting;
+                }
+            }
+            RunEvent::SpawnFailed { lasting, message } => {
+                run.has_process = false;
+                let note = Note::new("spawn_failed", message);
+                let end = if lasting {
+                    End::Unstartable(note)
+                } else {
+                    End::Failed(note)
+                };
+                self.end_run(end, Grace::None, now, out);
+            }
+            RunEvent::Resumed => self.resumed(now, out),
+            RunEvent::HookDone { hook_id, result } => self.hook_done(hook_id, result, now, out),
+            RunEvent::Extend { hook_id, by } => self.extend(hook_id, by, now),
+            RunEvent::Drained => {
+                if run.stage == Stage::Draining {
+                    self.stop_hook(now, out);
+                }
+            }
+            RunEvent::ChannelLost => self.channel_lost(now, out),
+            RunEvent::Bye(reason) => self.end_run(End::Bye(reason), Grace::Some, now, out),
+            RunEvent::Heartbeat { missed } => run.missed = missed,
+            RunEvent::Health(health) => run.health = health,
+            RunEvent::Exited(_) => {}
+        }
+    }
+
+    fn resumed(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Life::Running(run) = &mut self.life else {
+            return;
+        };
+        if run.link == LinkState::Absent {
+            return;
+        }
+        run.link = LinkState::Live;
+        run.missed = false;
+        // Calls must go to the new channel even where the old one was never missed.
+        if self.shown.route != Route::Closed {
+            self.shown.route = Route::Suspended;
+        }
+        // A hook that was under way may have been lost with the channel, or its answer was: it is
+        // sent again under the same id, so that a plugin can tell the repetition.
+        if let (Some((hook, hook_id)), Some(deadline)) = (run.hook, run.deadline) {
+            let timeout = deadline.saturating_duration_since(now);
+            out.push(Action::RunHook {
+                hook,
+                hook_id,
+                timeout,
+            });
+        }
+    }
+
+    fn channel_lost(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Life::Running(run) = &mut self.life else {
+            return;
+        };
+        if run.link != LinkState::Live {
+            return;
+        }
+        if matches!(run.stage, Stage::UnloadHook(_)) {
+            // Closing the stream is answer enough.
+            return self.unloaded(now, out);
+        }
+        if !run.has_process && !run.resumable {
+            // Nobody could ever come back to this run. (Of a child the exit status is awaited.)
+            let note = Note::new("channel_lost", "its channel was lost");
+            return self.end_run(End::Failed(note), Grace::None, now, out);
+        }
+        run.link = LinkState::Suspended(now + self.settings.timeouts.suspend);
+        run.missed = false;
+    }
+
+    fn exited(&mut self, exit: Exit, now: Instant, out: &mut Vec<Action>) {
+        if let Life::Running(run) = &mut self.life {
+            run.has_process = false;
+            let expected = matches!(run.stage, Stage::UnloadHook(_)) || self.wants_end();
+            let end = if expected {
+                self.asked_end()
+            } else {
+                End::Exited
+            };
+            self.leave(end, now, out);
+        }
+        self.settle(Some(exit), now, out);
+    }
+
+    // ---- time
+
+    fn tick(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let timeouts = &self.settings.timeouts;
+        match &mut self.life {
+            Life::Resting(Rest::Backoff(at) | Rest::CrashLoop(at), _) if *at <= now => {
+                self.life = Life::Resting(Rest::Idle, Note::default());
+            }
+            Life::Resting(..) => {}
+            Life::Running(run) => {
+                if run.stable_at.is_some_and(|at| at <= now) {
+                    run.stable_at = None;
+                    self.history = History::default();
+                }
+                if let LinkState::Suspended(until) = run.link
+                    && until <= now
+                {
+                    let text = format!("channel lost for {}", seconds(timeouts.suspend));
+                    let note = Note::new("channel_lost", text);
+                    let end = if self.wants_end() {
+                        self.asked_end()
+                    } else {
+                        End::Failed(note)
+                    };
+                    return self.end_run(end, Grace::None, now, out);
+                }
+                if run.deadline.is_some_and(|at| at <= now) {
+                    self.late(now, out);
+                }
+            }
+            Life::Ending(ending) => {
+                if ending.terminate_at.is_some_and(|at| at <= now) {
+                    ending.terminate_at = None;
+                    ending.forced = true;
+                    out.push(Action::Terminate);
+                }
+                if ending.kill_at.is_some_and(|at| at <= now) {
+                    ending.kill(now, out);
+                }
+                if ending.gone_by.is_some_and(|at| at <= now) {
+                    ending.gone_by = None;
+                    ending.hung = true;
+                }
+            }
+        }
+    }
+
+    /// The present stage took too long.
+    fn late(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Life::Running(run) = &mut self.life else {
+            return;
+        };
+        run.deadline = None;
+        let (reason, text) = match run.stage {
+            Stage::Spawning | Stage::Connecting => {
+                let connect = seconds(self.settings.timeouts.connect);
+                (
+                    "connect_timeout",
+                    format!("it did not open its channel within {connect}"),
+                )
+            }
+            Stage::Loading => ("hook_timeout", "on_load did not end in time".to_owned()),
+            Stage::Starting(_) => ("hook_timeout", "on_start did not end in time".to_owned()),
+            Stage::StopHook(_) => ("hook_timeout", "on_stop did not end in time".to_owned()),
+            Stage::Draining => return self.stop_hook(now, out),
+            Stage::UnloadHook(_) => return self.unloaded_late(now, out),
+            Stage::Connected | Stage::Loaded | Stage::Started | Stage::Stopped => return,
+        };
+        let end = if self.wants_end() {
+            self.asked_end()
+        } else {
+            End::Failed(Note::new(reason, text))
+        };
+        self.end_run(end, Grace::None, now, out);
+    }
+
+    // ---- what is wanted
+
+    /// What is wanted of the present run.
+    pub(super) fn target(&self) -> PluginState {
+        let leaving = matches!(&self.life, Life::Running(run) if run.leaving.is_some());
+        if self.shutdown.is_some() || leaving {
+            PluginState::Unloaded
+        } else if self.held_by_loss && self.desired == PluginState::Started {
+            PluginState::Stopped
+        } else {
+            self.desired
+        }
+    }
+
+    pub(super) fn wants_end(&self) -> bool {
+        self.target() == PluginState::Unloaded
+    }
+
+    /// The end that was asked for: its reason.
+    pub(super) fn asked_end(&self) -> End {
+        if let Life::Running(run) = &self.life
+            && let Some(end) = &run.leaving
+        {
+            return end.clone();
+        }
+        End::Asked(if self.shutdown.is_some() {
+            Note::new("shutdown", "the core is stopping")
+        } else {
+            Note::new("operator", "it was unloaded by request")
+        })
+    }
+
+    pub(super) fn budget(&self) -> Budget {
+        let timeouts = &self.settings.timeouts;
+        let own = Budget {
+            drain: timeouts.drain,
+            hooks: timeouts.stop,
+            term: timeouts.term,
+        };
+        self.shutdown.map_or(own, |budget| Budget {
+            drain: budget.drain.min(own.drain),
+            hooks: budget.hooks.min(own.hooks),
+            term: budget.term.min(own.term),
+        })
+    }
+
+    /// Does what can be done now, until nothing more can.
+    fn pursue(&mut self, now: Instant, out: &mut Vec<Action>) {
+        // Each round goes one stage on; a life has fewer stages than this, so the bound only guards
+        // against a mistake in the rules.
+        for _ in 0..16 {
+            if !self.pursue_once(now, out) {
+                return;
+            }
+        }
+        debug_assert!(false, "the rules of the lifecycle turn in a circle");
+    }
+
+    fn pursue_once(&mut self, now: Instant, out: &mut Vec<Action>) -> bool {
+        use PluginState::{Loaded, Started, Stopped, Unloaded};
+        let target = self.target();
+        let waits = self.missing.is_some();
+        let run = match &mut self.life {
+            Life::Resting(rest, _) => {
+                let rest = *rest;
+                return self.pursue_rest(rest);
+            }
+            Life::Ending(_) => return false,
+            Life::Running(run) => run,
+        };
+        if let LinkState::Suspended(_) = run.link {
+            if target == Unloaded {
+                self.unloaded_late(now, out);
+                return true;
+            }
+            return false;
+        }
+        match (run.stage, target) {
+            (Stage::Spawning | Stage::Connecting, Unloaded) => self.unloaded_late(now, out),
+            (Stage::Connected | Stage::Loading, Unloaded) => self.unload_hook(now, out),
+            (Stage::Connected, _) if !waits => {
+                let timeout = run.start_left;
+                self.run_hook(Hook::Load, Stage::Loading, timeout, now, out);
+            }
+            (Stage::Loaded, Started) if !waits => {
+                let timeout = run.start_left;
+                self.run_hook(Hook::Start, Stage::Starting(Loaded), timeout, now, out);
+            }
+            (Stage::Loaded | Stage::Stopped, Unloaded) => self.unload_hook(now, out),
+            (Stage::Starting(_), Unloaded | Loaded | Stopped) => self.stop_hook(now, out),
+            (Stage::Started, Unloaded | Loaded | Stopped) => self.drain(now, out),
+            // The request came back in time: nothing was ended yet.
+            (Stage::Draining, Started) => self.enter(Stage::Started, now, out),
+            (Stage::Stopped, Started) if !waits => {
+                let timeout = self.settings.timeouts.start;
+                run.stop_by = None;
+                run.extended = Duration::ZERO;
+                self.run_hook(Hook::Start, Stage::Starting(Stopped), timeout, now, out);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn pursue_rest(&mut self, rest: Rest) -> bool {
+        let wanted = !self.frozen && self.desired != PluginState::Unloaded;
+        if !wanted {
+            if rest == Rest::Idle {
+                return false;
+            }
+            let note = if self.frozen {
+                Note::new("shutdown", "the core is stopping")
+            } else {
+                Note::new("operator", "it was unloaded by request")
+            };
+            self.life = Life::Resting(Rest::Idle, note);
+            return true;
+        }
+        let next = match (rest, self.settings.origin) {
+            (Rest::Idle, Origin::Remote) => Rest::Awaited,
+            (Rest::Idle | Rest::Queued, Origin::Hosted) if self.missing.is_some() => {
+                Rest::WaitingDependency
+            }
+            (Rest::Idle, Origin::Hosted) => Rest::Queued,
+            (Rest::WaitingDependency, _) if self.missing.is_none() => Rest::Queued,
+            _ => return false,
+        };
+        self.life = Life::Resting(next, Note::default());
+        true
+    }
+
+    fn drain(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let drain = self.budget().drain;
+        self.enter(Stage::Draining, now, out);
+        if let Life::Running(run) = &mut self.life {
+            run.deadline = Some(now + drain);
+        }
+        out.push(Action::Drain);
+    }
+
+    pub(super) fn enter(&mut self, stage: Stage, now: Instant, out: &mut Vec<Action>) {
+        if let Life::Running(run) = &mut self.life {
+            run.stage = stage;
+            run.deadline = None;
+            if stage == Stage::Started {
+                run.was_started = true;
+            }
+            if !stage.has_hook() {
+                run.hook = None;
+            }
+        }
+        self.show(now, out);
+    }
+}
+
+impl Stage {
+    pub(super) fn state(self) -> PluginState {
+        match self {
+            Self::Spawning | Self::Connecting | Self::Connected | Self::Loading => {
+                PluginState::Unloaded
+            }
+            Self::Loaded => PluginState::Loaded,
+            Self::Started | Self::Draining => PluginState::Started,
+            Self::Stopped => PluginState::Stopped,
+            Self::Starting(from) | Self::StopHook(from) | Self::UnloadHook(from) => from,
+        }
+    }
+
+    pub(super) fn has_hook(self) -> bool {
+        matches!(
+            self,
+            Self::Loading | Self::Starting(_) | Self::StopHook(_) | Self::UnloadHook(_)
+        )
+    }
+}
+
+fn clamp(deadline: Option<Instant>, limit: Instant) -> Instant {
+    deadline.map_or(limit, |deadline| deadline.min(limit))
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}

@@ -1,0 +1,258 @@
+//! A child process and its group.
+//!
+//! - Started with a cleared environment, its own session and group, umask 077, its data directory as
+//!   working directory. Its standard input is a pipe that stays open: its end tells an SDK that the
+//!   core has died.
+//! - Its exit is noticed by a pidfd, for this child alone: `waitpid(-1)` would steal the statuses of
+//!   others. The group is killed while the leader's zombie still pins the group's id, then the leader
+//!   is reaped: in any other order the id might belong to a stranger.
+//! - Dropping it kills the group.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{ChildStderr, ChildStdout};
+
+use super::isolation;
+use super::lifecycle::Exit;
+use crate::plugin_manager::Command;
+
+/// Names passed on from the core's own environment to every child.
+const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "HOME"];
+
+/// A live child. Dropping it kills its group.
+#[derive(Debug)]
+pub struct Process {
+    /// Holds standard input open; reaps.
+    leader: tokio::process::Child,
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    reaped: bool,
+}
+
+/// What a child writes to.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Its standard output.
+    pub stdout: ChildStdout,
+    /// Its standard error.
+    pub stderr: ChildStderr,
+}
+
+/// Why a child could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Its working directory cannot be made.
+    #[error("its directory {} cannot be made", path.display())]
+    Directory {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The program is missing or is none.
+    #[error("{} cannot be started", program.display())]
+    Program {
+        /// Which.
+        program: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The core lacks something for the moment.
+    #[error("no process could be made")]
+    Resources(#[source] io::Error),
+}
+
+impl SpawnError {
+    /// Whether another try would fail as well.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Program { .. })
+    }
+}
+
+/// The environment of a child: what every child inherits, what its manifest passes on, what it
+/// declares, and the core's own, which nothing overrides.
+#[must_use]
+pub fn environment(
+    command: &Command,
+    own: &[(&'static str, String)],
+    inherited: impl Fn(&str) -> Option<OsString>,
+) -> BTreeMap<OsString, OsString> {
+    let mut environment = BTreeMap::new();
+    let passed = command.pass_env.iter().map(String::as_str);
+    for name in INHERITED.into_iter().chain(passed) {
+        if let Some(value) = inherited(name) {
+            environment.insert(name.into(), value);
+        }
+    }
+    let declared = command
+        .env
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()));
+    environment.extend(declared);
+    let own = own.iter().map(|(name, value)| (name.into(), value.into()));
+    environment.extend(own);
+    environment
+}
+
+impl Process {
+    /// Starts a child. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// See [`SpawnError`]; nothing runs then.
+    pub fn spawn(
+        command: &Command,
+        environment: &BTreeMap<OsString, OsString>,
+    ) -> Result<(Self, Pipes), SpawnError> {
+        make_directory(&command.working_dir).map_err(|source| SpawnError::Directory {
+            path: command.working_dir.clone(),
+            source,
+        })?;
+        let mut building = std::process::Command::new(&command.program);
+        building
+            .args(&command.args)
+            .env_clear()
+            .envs(environment)
+            .current_dir(&command.working_dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        isolation::isolate(&mut building);
+        let mut building = tokio::process::Command::from(building);
+        let mut leader = building.kill_on_drop(true).spawn().map_err(|source| {
+            use io::ErrorKind::{ArgumentListTooLong, InvalidInput, NotFound, PermissionDenied};
+            // "Exec format error" has no kind of its own.
+            let no_program =
+                source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
+            match source.kind() {
+                NotFound | PermissionDenied | InvalidInput | ArgumentListTooLong => {
+                    SpawnError::Program {
+                        program: command.program.clone(),
+                        source,
+                    }
+                }
+                _ if no_program => SpawnError::Program {
+                    program: command.program.clone(),
+                    source,
+                },
+                _ => SpawnError::Resources(source),
+            }
+        })?;
+        let pid = leader
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw)
+            .expect("a child that was not reaped has an id");
+        let stdout = leader.stdout.take().expect("stdout is piped");
+        let stderr = leader.stderr.take().expect("stderr is piped");
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)
+            .map_err(io::Error::from)
+            .and_then(watch);
+        let pidfd = pidfd.map_err(|source| {
+            // Without it nobody would notice its exit.
+            signal_group(pid, Signal::KILL);
+            SpawnError::Resources(source)
+        })?;
+        let process = Self {
+            leader,
+            pid,
+            pidfd,
+            reaped: false,
+        };
+        Ok((process, Pipes { stdout, stderr }))
+    }
+
+    /// Its process id, which is its group's too.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits for the leader's exit, kills what is left of its group and reaps it. Cancel safe.
+    pub async fn exited(&mut self) -> Exit {
+        let status = loop {
+            let Ok(mut ready) = self.pidfd.readable().await else {
+                // The runtime is going away; so is the child, by its drop.
+                std::future::pending::<()>().await;
+                continue;
+            };
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Ok(Some(status)) => break Some(status),
+                Ok(None) | Err(rustix::io::Errno::INTR) => ready.clear_ready(),
+                Err(_) => break None,
+            }
+        };
+        signal_group(self.pid, Signal::KILL);
+        if let Err(error) = self.leader.try_wait() {
+            tracing::warn!(pid = self.id(), %error, "a child could not be reaped");
+        }
+        self.reaped = true;
+        Exit {
+            code: status.as_ref().and_then(|status| status.exit_status()),
+            signal: status
+                .as_ref()
+                .and_then(|status| status.terminating_signal()),
+            message: None,
+        }
+    }
+
+    /// Asks the group to end. A stopped process would never hear of it, so it is continued too.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+        self.signal(Signal::CONT);
+    }
+
+    /// Ends the group.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if !self.reaped {
+            signal_group(self.pid, signal);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The leader itself is reaped by tokio, which keeps a list of those whose handle is gone.
+        self.kill();
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is unsafe, for descriptors that are not owned; this one is"
+)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
+}
+
+fn signal_group(leader: Pid, signal: Signal) {
+    match kill_process_group(leader, signal) {
+        // Nobody is left, or only a zombie of another user's.
+        Ok(()) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::PERM) => {}
+        Err(error) => tracing::warn!(group = ?leader, ?signal, %error, "a group was not signalled"),
+    }
+}
+
+/// Makes a plugin's data directory, for its owner only.
+fn make_directory(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
