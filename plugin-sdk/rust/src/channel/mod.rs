@@ -1,0 +1,321 @@
+//! The plugin channel: one stream to the core from `Hello` to its end.
+//!
+//! [`open`] connects, says `Hello` and waits for `Welcome`; [`Channel::serve`] then reads frames and
+//! hands them over: calls and hooks to tasks of their own, answers to whoever waits for them. The
+//! reader never waits for a handler, a lock held over I/O, or a full queue; a `Ping` is answered right
+//! in it, ahead of queued frames, so that a pong proves that dispatch is alive. Frames of unknown kinds
+//! are ignored. One hook runs at a time; a newer one takes its place.
+//!
+//! When the channel breaks, its calls are dropped and its requests fail (`CHANNEL_LOST`); the run, its
+//! tasks and its subscriptions go on, for the core keeps a run for 10 s. What follows is decided in
+//! `host`.
+
+mod calls;
+pub(crate) mod outbox;
+pub(crate) mod requests;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use core_proto::contract;
+use core_proto::v1::core_message::Message as FromCore;
+use core_proto::v1::plugin_message::Message as ToCore;
+use core_proto::v1::run_hook::Hook;
+use core_proto::v1::{self, CoreMessage, Hello, HookDone, Pong};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+
+use self::calls::Calls;
+use self::outbox::Outbox;
+use self::requests::Requests;
+use crate::client::Connection;
+use crate::context::Scope;
+use crate::error::{Error, Result};
+use crate::lifecycle;
+use crate::run::{Run, Session};
+
+/// The core answers `Hello` at once; a silent one is given up after this.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the hooks of a plugin that ends by itself, when the core sets none.
+const OWN_END: Duration = Duration::from_secs(5);
+/// Calls under way get this long when the plugin ends by itself.
+const DRAIN: Duration = Duration::from_secs(2);
+/// After our side of the stream is closed the core closes its own; this is how long we wait for it,
+/// so that the last frames leave.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// An open channel, greeted and not yet served.
+pub(crate) struct Channel {
+    pub(crate) welcome: v1::Welcome,
+    inbound: Streaming<CoreMessage>,
+    outbox: Arc<Outbox>,
+    connection: Connection,
+}
+
+/// Why a served channel ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// It broke, or the core closed it.
+    Lost(Error),
+    /// The core unloaded the plugin.
+    Unloaded,
+    /// LOAD failed because of the configuration.
+    BadConfig(Error),
+    /// We were asked to end, and have.
+    Stopped,
+}
+
+/// Opens a channel and greets.
+///
+/// # Errors
+/// Those of `PluginChannel.Open`; `CHANNEL_LOST` if the connection breaks.
+pub(crate) async fn open(connection: Connection, hello: Hello) -> Result<Channel> {
+    let outbox = Outbox::new();
+    outbox.push_now(ToCore::Hello(hello));
+    let opening = async {
+        let mut client = connection.plugin_channel();
+        let response = client.open(outbox.frames()).await;
+        let mut inbound = response
+            .map_err(|status| Error::from_grpc(&status))?
+            .into_inner();
+        loop {
+            match next(&mut inbound).await?.message {
+                Some(FromCore::Welcome(welcome)) => break Ok((inbound, welcome)),
+                // A frame of an unknown kind, or one that overtook: ignored (law 2).
+                _ => continue,
+            }
+        }
+    };
+    let greeted: Result<_> = timeout(WELCOME_TIMEOUT, opening).await.unwrap_or_else(|_| {
+        Err(Error::deadline_exceeded(format!(
+            "the core did not answer Hello within {WELCOME_TIMEOUT:?}"
+        )))
+    });
+    let (inbound, welcome) = greeted?;
+    Ok(Channel {
+        welcome,
+        inbound,
+        outbox,
+        connection,
+    })
+}
+
+/// What the plugin says of itself.
+pub(crate) fn hello(run_name: &str, instance: &[u8; 16], plugin: &crate::Plugin) -> Hello {
+    let definition = &plugin.definition;
+    let services = &definition.services;
+    Hello {
+        wire_version_min: contract::WIRE_VERSION_MIN,
+        wire_version_max: contract::WIRE_VERSION_MAX,
+        instance: instance.to_vec().into(),
+        plugin_version: definition.version.clone(),
+        description: definition.description.clone(),
+        sdk_name: "plugin-sdk-rust".to_owned(),
+        sdk_version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: vec![contract::FEATURE_HEARTBEAT.to_owned()],
+        ready: false,
+        services: services
+            .iter()
+            .map(|service| service.describe(run_name))
+            .collect(),
+        max_calls_in_flight: definition.max_calls_in_flight,
+        requires: definition.requires.clone(),
+    }
+}
+
+async fn next(inbound: &mut Streaming<CoreMessage>) -> Result<CoreMessage> {
+    match inbound.message().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(Error::unavailable("the core closed the channel")),
+        Err(status) => Err(Error::from_grpc(&status)),
+    }
+}
+
+/// Which step of the lifecycle is being taken, and for whom.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The core asked.
+    Asked { hook: Hook, hook_id: u64 },
+    /// The plugin ends by itself: everything down, in order.
+    OwnEnd,
+}
+
+/// A step in progress. Dropping it cancels it.
+type Working = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+impl Channel {
+    /// Serves a run until the channel ends. `stop` asks the plugin to end by itself.
+    pub(crate) async fn serve(self, run: &Arc<Run>, stop: &CancellationToken) -> End {
+        let session = Arc::new(Session {
+            outbox: Arc::clone(&self.outbox),
+            requests: Requests::new(Arc::clone(&run.publish_failures)),
+            unary: self.connection,
+        });
+        run.attach(Arc::clone(&session));
+        let end = Dispatch {
+            calls: Calls::new(Arc::clone(run), Arc::clone(&self.outbox)),
+            run: Arc::clone(run),
+            session: Arc::clone(&session),
+            step: None,
+        }
+        .run(self.inbound, stop)
+        .await;
+        run.detach(&session);
+        end
+    }
+}
+
+struct Dispatch {
+    run: Arc<Run>,
+    session: Arc<Session>,
+    calls: Calls,
+    step: Option<(Step, Working)>,
+}
+
+impl Dispatch {
+    async fn run(mut self, mut inbound: Streaming<CoreMessage>, stop: &CancellationToken) -> End {
+        let mut stopping = false;
+        let end = loop {
+            tokio::select! {
+                message = next(&mut inbound) => match message {
+                    Ok(message) => self.take(message),
+                    Err(error) => return End::Lost(error),
+                },
+                (step, result) = finished(&mut self.step) => {
+                    self.step = None;
+                    if let Some(end) = self.conclude(step, result) {
+                        break end;
+                    }
+                }
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.begin(Step::OwnEnd, OWN_END);
+                }
+            }
+        };
+        self.session.outbox.close();
+        let rest = async { while next(&mut inbound).await.is_ok() {} };
+        if timeout(FLUSH, rest).await.is_err() {
+            tracing::debug!("the core did not close its side of the channel");
+        }
+        end
+    }
+
+    fn take(&mut self, message: CoreMessage) {
+        match message.message {
+            Some(FromCore::Ping(ping)) => {
+                let pong = Pong { nonce: ping.nonce };
+                self.session.outbox.push_urgent(ToCore::Pong(pong));
+            }
+            Some(FromCore::CallRequest(request)) => self.calls.begin(request),
+            Some(FromCore::CallCancel(cancel)) => self.calls.cancel(cancel.call_id),
+            Some(FromCore::Response(response)) => self.session.requests.answer(response),
+            Some(FromCore::RunHook(request)) => self.take_hook(&request),
+            Some(FromCore::GoingAway(notice)) => {
+                tracing::info!(reason = %notice.reason, "the core is going away");
+            }
+            Some(FromCore::DependencyChanged(change)) => {
+                let (name, available) = (&change.name, change.available);
+                tracing::info!(dependency = %name, available, "a dependency changed");
+            }
+            // A second Welcome means nothing; a kind that is unknown is ignored (law 2).
+            Some(FromCore::Welcome(_)) | None => {}
+        }
+    }
+
+    fn take_hook(&mut self, request: &v1::RunHook) {
+        if matches!(self.step, Some((Step::OwnEnd, _))) {
+            // The plugin is on its way out already; the core sees `Bye` and the end of the stream.
+            return;
+        }
+        let time = request
+            .timeout
+            .and_then(|time| Duration::try_from(time).ok())
+            .unwrap_or(OWN_END);
+        let hook = request.hook();
+        let hook_id = request.hook_id;
+        self.begin(Step::Asked { hook, hook_id }, time);
+    }
+
+    /// Takes a step; one that is under way is dropped.
+    fn begin(&mut self, step: Step, time: Duration) {
+        let run = Arc::clone(&self.run);
+        let scope = match step {
+            Step::Asked { hook_id, .. } => Scope::hook(hook_id, time),
+            Step::OwnEnd => Scope::none(),
+        };
+        let drained = self.calls.drained();
+        // In a task of its own: an author's hook that blocks must not hold up the reader.
+        let work = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            match step {
+                Step::Asked { hook, .. } => match hook {
+                    Hook::Load => lifecycle::load(&run, scope).await,
+                    Hook::Start => lifecycle::start(&run, scope).await,
+                    Hook::Stop => lifecycle::stop(&run, scope).await,
+                    Hook::Unload => lifecycle::unload(&run, scope).await,
+                    Hook::Unspecified => Err(Error::unimplemented("an unknown hook")),
+                },
+                Step::OwnEnd => {
+                    let end = async {
+                        drop(timeout(DRAIN, drained).await);
+                        lifecycle::unload(&run, scope).await
+                    };
+                    let late = |_| Err(Error::deadline_exceeded("the hooks did not end in time"));
+                    timeout(DRAIN + time, end).await.unwrap_or_else(late)
+                }
+            }
+        }));
+        let work = async move {
+            let joined = work.await;
+            joined.unwrap_or_else(|_| Err(Error::internal("the hook's task failed")))
+        };
+        self.step = Some((step, Box::pin(work)));
+    }
+
+    /// Tells the core how a step ended; some ends are the end of the channel too.
+    fn conclude(&mut self, step: Step, result: Result<()>) -> Option<End> {
+        let outbox = &self.session.outbox;
+        let (hook, hook_id) = match step {
+            Step::Asked { hook, hook_id } => (hook, hook_id),
+            Step::OwnEnd => {
+                self.run.end();
+                let reason = "the plugin ends".to_owned();
+                outbox.push_now(ToCore::Bye(v1::Bye { reason }));
+                return Some(End::Stopped);
+            }
+        };
+        let error = result.as_ref().err();
+        if let Some(error) = error {
+            tracing::error!(hook = hook.as_str_name(), %error, "a hook failed");
+        }
+        if error.is_some_and(|error| error.reason() == "BAD_CONFIG") && self.run.is_child {
+            // Said by the exit code: the core then waits for another configuration instead of trying
+            // again.
+            return result.err().map(End::BadConfig);
+        }
+        let error = error.map(|error| error.to_status(&self.run.name));
+        outbox.push_now(ToCore::HookDone(HookDone { hook_id, error }));
+        match (hook, result) {
+            (Hook::Start, Ok(())) => {
+                lifecycle::begin(&self.run);
+                None
+            }
+            (Hook::Unload, _) => {
+                self.run.end();
+                Some(End::Unloaded)
+            }
+            (_, Err(error)) if error.reason() == "BAD_CONFIG" => Some(End::BadConfig(error)),
+            _ => None,
+        }
+    }
+}
+
+async fn finished(step: &mut Option<(Step, Working)>) -> (Step, Result<()>) {
+    match step {
+        Some((step, working)) => (*step, working.await),
+        None => std::future::pending().await,
+    }
+}

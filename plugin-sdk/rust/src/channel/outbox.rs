@@ -1,0 +1,248 @@
+//! Frames on their way to the core.
+//!
+//! Two lanes. *Urgent* frames (`Pong`, `RequestCancel`) overtake; the others leave in the order in
+//! which they were pushed. The ordinary lane is bounded in bytes: when it is full, pushing waits, first
+//! come first served, so that a plugin that publishes faster than the core reads is slowed down and
+//! loses nothing. Urgent frames and the few that the channel itself makes (`Hello`, `HookDone`, `Bye`)
+//! do not wait: there is at most one per ping interval, request in flight or hook.
+//!
+//! [`Frames`] yields everything that is queued without ever returning `Pending` in between, so that
+//! tonic puts small frames together into one HTTP/2 DATA frame; no timer is involved.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use core_proto::v1::plugin_message::Message as Kind;
+use core_proto::v1::{PluginMessage, RequestCancel};
+use futures_util::Stream;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+/// Room of the ordinary lane, in bytes.
+const CAPACITY_BYTES: usize = 8 << 20;
+
+/// The channel is gone; the frame was not sent.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+pub(crate) struct Outbox {
+    /// Guards both lanes; held only to move a frame.
+    lanes: Mutex<Lanes>,
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct Lanes {
+    urgent: VecDeque<Kind>,
+    /// With the bytes to give back to `room`.
+    ordinary: VecDeque<(Kind, usize)>,
+    waker: Option<Waker>,
+    /// No more frames are taken; the stream ends after those that are queued.
+    closed: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            lanes: Mutex::default(),
+            room: Semaphore::new(CAPACITY_BYTES),
+        })
+    }
+
+    /// Queues a frame, waiting for room.
+    ///
+    /// # Cancel safety
+    /// A cancelled push has queued nothing and has lost its place in the line.
+    pub(crate) async fn push(&self, kind: Kind) -> Result<(), Closed> {
+        let bytes = kind.encoded_len().clamp(1, CAPACITY_BYTES);
+        let permits = u32::try_from(bytes).expect("CAPACITY_BYTES fits");
+        let permit = self.room.acquire_many(permits).await.map_err(|_| Closed)?;
+        let waker = {
+            let mut lanes = self.lanes.lock();
+            if lanes.closed {
+                return Err(Closed);
+            }
+            lanes.ordinary.push_back((kind, bytes));
+            lanes.waker.take()
+        };
+        permit.forget();
+        wake(waker);
+        Ok(())
+    }
+
+    /// Queues a frame of the channel itself behind the others, without waiting.
+    pub(crate) fn push_now(&self, kind: Kind) {
+        let waker = {
+            let mut lanes = self.lanes.lock();
+            if lanes.closed {
+                return;
+            }
+            lanes.ordinary.push_back((kind, 0));
+            lanes.waker.take()
+        };
+        wake(waker);
+    }
+
+    /// Queues a frame that overtakes the others.
+    pub(crate) fn push_urgent(&self, kind: Kind) {
+        let waker = {
+            let mut lanes = self.lanes.lock();
+            if lanes.closed {
+                return;
+            }
+            lanes.urgent.push_back(kind);
+            lanes.waker.take()
+        };
+        wake(waker);
+    }
+
+    /// Takes a request back: out of the queue if it is still there, else by telling the core.
+    pub(crate) fn withdraw(&self, request_id: u64) {
+        let queued = {
+            let mut lanes = self.lanes.lock();
+            let place = lanes.ordinary.iter().position(
+                |(kind, _)| matches!(kind, Kind::Request(request) if request.request_id == request_id),
+            );
+            place.and_then(|place| lanes.ordinary.remove(place))
+        };
+        match queued {
+            Some((_, bytes)) => self.room.add_permits(bytes),
+            None => self.push_urgent(Kind::RequestCancel(RequestCancel { request_id })),
+        }
+    }
+
+    /// Takes no more frames; what is queued still leaves.
+    pub(crate) fn close(&self) {
+        let waker = {
+            let mut lanes = self.lanes.lock();
+            lanes.closed = true;
+            lanes.waker.take()
+        };
+        self.room.close();
+        wake(waker);
+    }
+
+    /// The frames, for the transport. There is one stream per outbox.
+    pub(crate) fn frames(self: &Arc<Self>) -> Frames {
+        Frames(Arc::clone(self))
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// The receiving end of an [`Outbox`]. Dropping it closes the outbox.
+pub(crate) struct Frames(Arc<Outbox>);
+
+impl Stream for Frames {
+    type Item = PluginMessage;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PluginMessage>> {
+        let mut lanes = self.0.lanes.lock();
+        let kind = if let Some(kind) = lanes.urgent.pop_front() {
+            kind
+        } else if let Some((kind, bytes)) = lanes.ordinary.pop_front() {
+            self.0.room.add_permits(bytes);
+            kind
+        } else if lanes.closed {
+            return Poll::Ready(None);
+        } else {
+            lanes.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        Poll::Ready(Some(PluginMessage {
+            message: Some(kind),
+        }))
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core_proto::v1::{CallResponse, Pong, Request};
+    use futures_util::{FutureExt as _, StreamExt as _};
+
+    use super::*;
+
+    fn response(call_id: u64) -> Kind {
+        Kind::CallResponse(CallResponse {
+            call_id,
+            ..Default::default()
+        })
+    }
+
+    fn request(request_id: u64, bytes: usize) -> Kind {
+        Kind::Request(Request {
+            request_id,
+            message: vec![0; bytes].into(),
+            ..Default::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_pong_overtakes_and_the_rest_keeps_its_order() {
+        let outbox = Outbox::new();
+        let frames = outbox.frames();
+        outbox.push(response(1)).await.expect("room");
+        outbox.push_now(response(2));
+        outbox.push_urgent(Kind::Pong(Pong { nonce: 9 }));
+        outbox.close();
+        let sent: Vec<_> = frames
+            .map(|frame| frame.message.expect("a kind"))
+            .collect()
+            .await;
+        let pong = Kind::Pong(Pong { nonce: 9 });
+        assert_eq!(sent, [pong, response(1), response(2)]);
+    }
+
+    #[tokio::test]
+    async fn a_full_outbox_makes_pushes_wait_in_order() {
+        let outbox = Outbox::new();
+        let mut frames = outbox.frames();
+        outbox.push(request(1, CAPACITY_BYTES)).await.expect("room");
+        let mut second = Box::pin(outbox.push(request(2, 1000)));
+        let mut third = Box::pin(outbox.push(request(3, 1)));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        frames.next().await.expect("the first");
+        second.await.expect("room now");
+        third.await.expect("room now");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_not_left_is_taken_out_of_the_queue() {
+        let outbox = Outbox::new();
+        let mut frames = outbox.frames();
+        outbox.push(request(1, 10)).await.expect("room");
+        outbox.push(request(2, 10)).await.expect("room");
+        frames.next().await.expect("the first");
+        outbox.withdraw(2);
+        outbox.withdraw(1);
+        outbox.close();
+        let left: Vec<_> = frames
+            .map(|frame| frame.message.expect("a kind"))
+            .collect()
+            .await;
+        assert_eq!(left, [Kind::RequestCancel(RequestCancel { request_id: 1 })]);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_channel_that_is_gone() {
+        let outbox = Outbox::new();
+        let frames = outbox.frames();
+        outbox.push(request(1, CAPACITY_BYTES)).await.expect("room");
+        let waiting = outbox.push(request(2, 1));
+        drop(frames);
+        waiting.await.expect_err("closed");
+    }
+}

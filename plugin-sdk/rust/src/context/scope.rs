@@ -1,0 +1,69 @@
+//! What a context is handling: goes with every request that is made through it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use core_proto::contract::metadata;
+use core_proto::v1::Request;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scope {
+    /// `call/<id>`, `event/<epoch>/<seq>` or nothing.
+    pub(crate) parent: String,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) caller: String,
+    pub(crate) depth: u32,
+    pub(crate) traceparent: String,
+    /// A hook that the core asked for.
+    pub(crate) hook_id: Option<u64>,
+}
+
+impl Scope {
+    /// Handles nothing: a task.
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn hook(hook_id: u64, time: Duration) -> Self {
+        Self {
+            hook_id: Some(hook_id),
+            deadline: Instant::now().checked_add(time),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        let now = Instant::now();
+        self.deadline
+            .map(|deadline| deadline.saturating_duration_since(now))
+    }
+
+    /// A request frame made while handling this.
+    pub(crate) fn frame(
+        &self,
+        request_id: u64,
+        method: &str,
+        message: Bytes,
+        timeout: Option<Duration>,
+    ) -> Request {
+        Request {
+            request_id,
+            method: method.to_owned(),
+            message,
+            timeout: timeout.and_then(|time| prost_types::Duration::try_from(time).ok()),
+            parent: self.parent.clone(),
+            traceparent: self.traceparent.clone(),
+        }
+    }
+
+    /// The trace context as metadata of a unary request.
+    pub(crate) fn trace(&self, headers: &mut MetadataMap) {
+        if !self.traceparent.is_empty()
+            && let Ok(value) = self.traceparent.parse()
+        {
+            headers.insert(metadata::TRACEPARENT, value);
+        }
+    }
+}

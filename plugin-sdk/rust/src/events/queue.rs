@@ -1,0 +1,145 @@
+//! The queue between a subscription's stream and its handler.
+//!
+//! Filled without waiting. Whoever fills it looks at [`Queue::is_full`] after each message and stops
+//! until [`Queue::half_empty`]; so it holds at most its bound and one message more.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Event, Gap};
+
+const MAX_ITEMS: usize = 4096;
+const MAX_BYTES: usize = 4 << 20;
+/// What an event weighs beside its data.
+const ITEM_BYTES: usize = 256;
+
+#[derive(Debug)]
+pub(super) enum Item {
+    Event(Box<Event>),
+    Gap(Gap),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Event(event) => ITEM_BYTES + event.data.len(),
+            Self::Gap(_) => ITEM_BYTES,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    /// Held only to move an item.
+    content: Mutex<Content>,
+    filled: Notify,
+    drained: Notify,
+}
+
+#[derive(Default)]
+struct Content {
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// The stream will not go on.
+    finished: bool,
+}
+
+impl Queue {
+    pub(super) fn push(&self, item: Item) {
+        {
+            let mut content = self.content.lock();
+            content.bytes += item.bytes();
+            content.items.push_back(item);
+        }
+        self.filled.notify_one();
+    }
+
+    pub(super) fn finish(&self) {
+        self.content.lock().finished = true;
+        self.filled.notify_one();
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        let content = self.content.lock();
+        content.items.len() >= MAX_ITEMS || content.bytes >= MAX_BYTES
+    }
+
+    /// Waits until no more than half of the bound is used.
+    pub(super) async fn half_empty(&self) {
+        loop {
+            {
+                let content = self.content.lock();
+                if content.items.len() <= MAX_ITEMS / 2 && content.bytes <= MAX_BYTES / 2 {
+                    return;
+                }
+            }
+            self.drained.notified().await;
+        }
+    }
+
+    /// Waits for the next item; `None` after the last.
+    ///
+    /// # Cancel safety
+    /// A cancelled wait has taken nothing.
+    pub(super) async fn pop(&self) -> Option<Item> {
+        loop {
+            {
+                let mut content = self.content.lock();
+                if let Some(item) = content.items.pop_front() {
+                    content.bytes -= item.bytes();
+                    drop(content);
+                    self.drained.notify_one();
+                    return Some(item);
+                }
+                if content.finished {
+                    return None;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::events::GapReason;
+
+    fn gap(from_seq: u64) -> Item {
+        Item::Gap(Gap {
+            reason: GapReason::Slow,
+            from_seq,
+            to_seq: from_seq,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_reopens_when_half_is_gone() {
+        let queue = Queue::default();
+        for seq in 0..MAX_ITEMS {
+            assert!(!queue.is_full());
+            queue.push(gap(seq as u64));
+        }
+        assert!(queue.is_full());
+        let mut room = Box::pin(queue.half_empty());
+        for _ in 0..MAX_ITEMS / 2 - 1 {
+            queue.pop().await.expect("an item");
+        }
+        assert!(room.as_mut().now_or_never().is_none());
+        queue.pop().await.expect("an item");
+        room.await;
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_comes_before_the_end() {
+        let queue = Queue::default();
+        queue.push(gap(1));
+        queue.finish();
+        assert!(matches!(queue.pop().await, Some(Item::Gap(gap)) if gap.from_seq == 1));
+        assert!(queue.pop().await.is_none());
+    }
+}
