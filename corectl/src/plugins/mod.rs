@@ -1,0 +1,355 @@
+//! `corectl plugins`: list, describe, control, logs.
+
+mod logs;
+pub(crate) mod view;
+
+use std::time::Duration;
+
+use core_proto::v1::{
+    PluginInfo, PluginManagerGetRequest, PluginManagerListRequest, PluginManagerLoadRequest,
+    PluginManagerRestartRequest, PluginManagerStartAllRequest, PluginManagerStartRequest,
+    PluginManagerStopAllRequest, PluginManagerStopRequest, PluginManagerUnloadRequest,
+    PluginResult,
+};
+use serde::Serialize;
+
+use crate::cli::{NamesOrAll, PluginsCommand};
+use crate::connect::{Core, UNARY_TIMEOUT};
+use crate::exit::Exit;
+use crate::failure::{ErrorView, Failure};
+use crate::output::{Cell, Form, Output, Table, Tone, now};
+use crate::text::nearest;
+use crate::time;
+use view::{PluginView, kind_word, state_word, tone, why};
+
+/// A change of one plugin may take a start, which is 30 s by default, after a stop.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// All plugins, level by level.
+const CHANGE_ALL_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// A request for one plugin.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Load,
+    Start,
+    Stop,
+    Unload,
+    Restart,
+}
+
+/// The JSON shape of changes.
+#[derive(Debug, Serialize)]
+struct ChangeView {
+    name: String,
+    ok: bool,
+    plugin: Option<PluginView>,
+    error: Option<ErrorView>,
+}
+
+/// What became of one plugin.
+struct Outcome {
+    name: String,
+    /// As the core last told, also beside an error.
+    info: Option<PluginInfo>,
+    failure: Option<Failure>,
+}
+
+/// Runs a command of this group.
+pub(crate) async fn run(
+    core: &Core,
+    command: &PluginsCommand,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match command {
+        PluginsCommand::List => show_list(all(core).await?, output),
+        PluginsCommand::Describe { name } => describe(core, name, output).await,
+        PluginsCommand::Start(which) => change_which(core, Change::Start, which, output).await,
+        PluginsCommand::Stop(which) => change_which(core, Change::Stop, which, output).await,
+        PluginsCommand::Restart(which) => change(core, Change::Restart, &which.names, output).await,
+        PluginsCommand::Load(which) => change(core, Change::Load, &which.names, output).await,
+        PluginsCommand::Unload(which) => change(core, Change::Unload, &which.names, output).await,
+        PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
+    }
+}
+
+/// All plugins, in order of name.
+pub(crate) async fn all(core: &Core) -> Result<Vec<PluginInfo>, Failure> {
+    let mut plugins = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let question = PluginManagerListRequest {
+            page_token,
+            ..Default::default()
+        };
+        let mut client = core.plugins();
+        let page = core
+            .ask("", UNARY_TIMEOUT, question, |request| client.list(request))
+            .await?;
+        plugins.extend(page.plugins);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(plugins);
+        }
+    }
+}
+
+/// The plugin that was probably meant. Best effort: a suggestion must not add a failure.
+pub(crate) async fn suggestion(core: &Core, name: &str) -> Option<String> {
+    let plugins = all(core).await.ok()?;
+    nearest(name, plugins.iter().map(|plugin| plugin.name.as_str()))
+}
+
+/// Adds "did you mean" to a failure about a plugin that does not exist.
+pub(crate) async fn explained(core: &Core, name: &str, mut failure: Failure) -> Failure {
+    if failure.reason() == "NO_SUCH_PLUGIN" {
+        failure.suggest(suggestion(core, name).await);
+    }
+    failure
+}
+
+fn show_list(plugins: Vec<PluginInfo>, output: &mut Output) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct List {
+        plugins: Vec<PluginView>,
+    }
+    match output.form() {
+        Form::Json => output.json(&List {
+            plugins: plugins.into_iter().map(PluginView::from).collect(),
+        }),
+        Form::Quiet => plugins.iter().try_for_each(|info| output.line(&info.name)),
+        Form::Table => output.table(&table(&plugins), "no plugins"),
+    }
+}
+
+/// The table of `plugins list`, which `status` shows too.
+pub(crate) fn table<'a>(plugins: impl IntoIterator<Item = &'a PluginInfo>) -> Table {
+    let now = now();
+    let mut table = Table::new([
+        "NAME", "STATE", "PHASE", "SINCE", "RESTARTS", "KIND", "VERSION", "WHY",
+    ]);
+    for info in plugins {
+        table.row([
+            Cell::from(&info.name),
+            Cell::new(state_word(info.state()), tone(info)),
+            Cell::new(&info.phase, tone(info)),
+            time::relative(info.since.as_ref(), now).into(),
+            info.restarts.to_string().into(),
+            kind_word(info.kind()).into(),
+            Cell::from(&info.version),
+            Cell::new(why(info), Tone::Faint),
+        ]);
+    }
+    table
+}
+
+async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Failure> {
+    let mut client = core.plugins();
+    let question = PluginManagerGetRequest {
+        name: name.to_owned(),
+    };
+    let answer = core
+        .ask(name, UNARY_TIMEOUT, question, |request| client.get(request))
+        .await;
+    let info = match answer {
+        Ok(response) => response.plugin.unwrap_or_default(),
+        Err(failure) => return Err(explained(core, name, failure).await),
+    };
+    match output.form() {
+        Form::Json => output.json(&PluginView::from(info)),
+        Form::Quiet => output.line(&info.name),
+        Form::Table => output.table(&facts(&info), ""),
+    }
+}
+
+/// Everything about one plugin, what explains its state first.
+fn facts(info: &PluginInfo) -> Table {
+    let now = now();
+    let moment = |timestamp| {
+        let relative = time::relative(timestamp, now);
+        format!("{relative} ({})", time::local(timestamp))
+    };
+    let mut table = Table::facts();
+    table.fact("name", &info.name);
+    table.fact("state", Cell::new(state_word(info.state()), tone(info)));
+    table.fact("desired", state_word(info.desired()));
+    table.fact("phase", Cell::new(&info.phase, tone(info)));
+    table.fact("reason", &info.reason);
+    table.fact("message", &info.message);
+    if info.since.is_some() {
+        table.fact("since", moment(info.since.as_ref()));
+    }
+    if info.next_attempt_at.is_some() {
+        table.fact("next attempt", moment(info.next_attempt_at.as_ref()));
+    }
+    table.fact("generation", info.generation.to_string());
+    table.fact("restarts", info.restarts.to_string());
+    if let Some(exit) = &info.last_exit {
+        let mut text = exit.message.clone();
+        if exit.forced {
+            text.push_str(", forced by the core");
+        }
+        if exit.at.is_some() {
+            text.push_str(&format!(", {}", moment(exit.at.as_ref())));
+        }
+        if let Some(ran_for) = &exit.ran_for {
+            let ran_for = time::short(time::duration(ran_for));
+            text.push_str(&format!(", after running {ran_for}"));
+        }
+        table.fact("last exit", text);
+        for line in &exit.last_lines {
+            table.fact(" ", Cell::new(&format!("| {line}"), Tone::Faint));
+        }
+    }
+    let several = |values: &[String]| values.join(", ");
+    table.fact("requires", several(&info.requires));
+    table.fact("wants", several(&info.wants));
+    table.fact("services", several(&info.services));
+    table.fact("subscriptions", several(&info.subscriptions));
+    table.fact("kind", kind_word(info.kind()));
+    let pid = Some(info.pid).filter(|pid| *pid != 0);
+    table.fact("pid", pid.map(|pid| pid.to_string()).unwrap_or_default());
+    table.fact("version", &info.version);
+    table.fact("sdk", &info.sdk);
+    table.fact("description", &info.description);
+    table
+}
+
+async fn change_which(
+    core: &Core,
+    change: Change,
+    which: &NamesOrAll,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if !which.all {
+        return self::change(core, change, &which.names, output).await;
+    }
+    let mut client = core.plugins();
+    let results = if matches!(change, Change::Stop) {
+        let question = PluginManagerStopAllRequest {};
+        let answer = core
+            .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
+                client.stop_all(request)
+            })
+            .await;
+        answer?.results
+    } else {
+        let question = PluginManagerStartAllRequest {};
+        let answer = core
+            .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
+                client.start_all(request)
+            })
+            .await;
+        answer?.results
+    };
+    finish(results.into_iter().map(Outcome::from).collect(), output)
+}
+
+/// One after another, in the order given; one that fails does not keep the others from their turn.
+async fn change(
+    core: &Core,
+    change: Change,
+    names: &[String],
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let mut outcomes = Vec::with_capacity(names.len());
+    for name in names {
+        let outcome = match request(core, change, name.clone()).await {
+            Ok(info) => Outcome {
+                name: name.clone(),
+                info,
+                failure: None,
+            },
+            Err(failure) => Outcome {
+                name: name.clone(),
+                info: None,
+                failure: Some(explained(core, name, failure).await),
+            },
+        };
+        outcomes.push(outcome);
+    }
+    finish(outcomes, output)
+}
+
+async fn request(core: &Core, change: Change, name: String) -> Result<Option<PluginInfo>, Failure> {
+    /// The five requests differ in nothing but their names.
+    macro_rules! ask {
+        ($message:ident, $method:ident) => {{
+            let mut client = core.plugins();
+            let question = $message { name: name.clone() };
+            let answer = core
+                .ask(&name, CHANGE_TIMEOUT, question, |request| {
+                    client.$method(request)
+                })
+                .await;
+            answer?.plugin
+        }};
+    }
+    Ok(match change {
+        Change::Load => ask!(PluginManagerLoadRequest, load),
+        Change::Start => ask!(PluginManagerStartRequest, start),
+        Change::Stop => ask!(PluginManagerStopRequest, stop),
+        Change::Unload => ask!(PluginManagerUnloadRequest, unload),
+        Change::Restart => ask!(PluginManagerRestartRequest, restart),
+    })
+}
+
+impl From<PluginResult> for Outcome {
+    fn from(result: PluginResult) -> Self {
+        let name = result
+            .plugin
+            .as_ref()
+            .map_or_else(String::new, |plugin| plugin.name.clone());
+        Self {
+            failure: result.error.map(|error| Failure::from_rpc(&name, &error)),
+            name,
+            info: result.plugin,
+        }
+    }
+}
+
+/// Shows what became of each and makes one result of all.
+fn finish(outcomes: Vec<Outcome>, output: &mut Output) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Results {
+        results: Vec<ChangeView>,
+    }
+    let total = outcomes.len();
+    let mut views = Vec::new();
+    let mut failures = Vec::new();
+    for outcome in outcomes {
+        match output.form() {
+            Form::Json => views.push(ChangeView {
+                ok: outcome.failure.is_none(),
+                plugin: outcome.info.map(PluginView::from),
+                error: outcome.failure.as_ref().map(Failure::view),
+                name: outcome.name,
+            }),
+            Form::Table if outcome.failure.is_none() => {
+                let info = outcome.info.unwrap_or_default();
+                output.cells(&[
+                    outcome.name.into(),
+                    Cell::new(state_word(info.state()), tone(&info)),
+                    Cell::new(&info.phase, Tone::Faint),
+                ])?;
+            }
+            Form::Quiet if outcome.failure.is_none() => output.line(&outcome.name)?,
+            Form::Table | Form::Quiet => {}
+        }
+        failures.extend(outcome.failure);
+    }
+    if output.form() == Form::Json {
+        output.json(&Results { results: views })?;
+    }
+    output.flush()?;
+    if failures.len() > 1 {
+        if output.form() != Form::Json {
+            failures.iter().for_each(|failure| output.report(failure));
+        }
+        return Err(Failure::Several {
+            failed: failures.len(),
+            total,
+            exit: Exit::of_several(failures.iter().map(Failure::exit)),
+        });
+    }
+    failures.pop().map_or(Ok(()), Err)
+}

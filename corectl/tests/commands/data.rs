@@ -1,0 +1,172 @@
+//! state and storage, but for the watches.
+
+use serde_json::json;
+
+use crate::fake::FakeCore;
+use crate::program::{corectl, corectl_with_stdin, words};
+
+#[test]
+fn state_is_written_read_and_removed() {
+    let core = FakeCore::start();
+    let set = ["state", "set", "lamp.kitchen", "{\"on\": true}"];
+    assert_eq!(
+        words(&corectl(&core, &set).ok()),
+        ["lamp.kitchen revision 1"]
+    );
+    assert_eq!(
+        words(&corectl(&core, &set).ok()),
+        ["lamp.kitchen revision 1 unchanged"]
+    );
+    assert_eq!(
+        corectl(&core, &["state", "get", "lamp.kitchen"]).ok(),
+        "{\"on\": true}\n"
+    );
+    let entry = corectl(&core, &["state", "get", "lamp.kitchen", "--json"]).json();
+    assert_eq!(entry["value"], json!({"on": true}));
+    assert_eq!(entry["revision"], 1);
+    assert_eq!(entry["writer"], "operator");
+    assert!(entry["changed_at"].is_string(), "{entry}");
+    assert_eq!(
+        corectl(&core, &["state", "delete", "lamp.kitchen", "--json"]).json(),
+        json!({"key": "lamp.kitchen", "existed": true})
+    );
+    assert_eq!(
+        words(&corectl(&core, &["state", "delete", "lamp.kitchen"]).ok()),
+        ["lamp.kitchen was not there"]
+    );
+}
+
+#[test]
+fn state_is_listed_across_pages() {
+    let core = FakeCore::start();
+    for (key, value) in [("a.x", "1"), ("b.x", "-2.50"), ("b.y", "\"three\"")] {
+        corectl(&core, &["state", "set", key, value]).ok();
+    }
+    let stdout = corectl(&core, &["state", "list"]).ok();
+    let lines = words(&stdout);
+    assert_eq!(lines[0], "KEY REVISION WRITER CHANGED VALUE");
+    assert!(lines[2].starts_with("b.x 2 operator "), "{stdout}");
+    assert!(lines[2].ends_with(" ago -2.50"), "{stdout}");
+    assert_eq!(
+        corectl(&core, &["state", "list", "b.", "-q"]).ok(),
+        "b.x\nb.y\n"
+    );
+    let list = corectl(&core, &["state", "list", "--json"]).json();
+    assert_eq!(list["entries"].as_array().map(Vec::len), Some(3));
+    assert_eq!(list["entries"][2]["value"], "three");
+    assert_eq!(list["revision"], 3);
+    let outcome = corectl(&core, &["state", "list", "nobody."]);
+    assert_eq!(outcome.stderr, "no keys\n");
+    assert_eq!(outcome.ok(), "");
+}
+
+#[test]
+fn absent_keys_are_exit_code_3_with_the_one_meant() {
+    let core = FakeCore::start();
+    corectl(&core, &["state", "set", "lamp.kitchen", "1"]).ok();
+    corectl(&core, &["storage", "set", "devices", "lamp/kitchen", "1"]).ok();
+    let stderr = corectl(&core, &["state", "get", "lamp.kitchne"]).failed(3);
+    assert!(
+        stderr.contains("did you mean \"lamp.kitchen\"?"),
+        "{stderr}"
+    );
+    let stderr = corectl(&core, &["storage", "get", "devices", "lamp/kitchne"]).failed(3);
+    assert!(
+        stderr.contains("did you mean \"lamp/kitchen\"?"),
+        "{stderr}"
+    );
+    let stderr = corectl(&core, &["storage", "get", "nobody", "x"]).failed(3);
+    assert!(stderr.contains("corectl storage list nobody"), "{stderr}");
+}
+
+#[test]
+fn a_lost_race_is_exit_code_8_and_tells_the_revision() {
+    let core = FakeCore::start();
+    corectl(&core, &["state", "set", "mode", "1"]).ok();
+    corectl(&core, &["storage", "set", "devices", "mode", "1"]).ok();
+    for arguments in [
+        &["state", "set", "mode", "2", "--if-revision", "0"][..],
+        &["state", "delete", "mode", "--if-revision", "9"],
+    ] {
+        let stderr = corectl(&core, arguments).failed(8);
+        assert!(stderr.contains("the revision is 1 now"), "{stderr}");
+    }
+    for arguments in [
+        &[
+            "storage",
+            "set",
+            "devices",
+            "mode",
+            "2",
+            "--if-revision",
+            "0",
+        ][..],
+        &["storage", "delete", "devices", "mode", "--if-revision", "9"],
+    ] {
+        let stderr = corectl(&core, arguments).failed(8);
+        assert!(stderr.contains("the revision is 2 now"), "{stderr}");
+    }
+    corectl(&core, &["state", "set", "mode", "2", "--if-revision", "1"]).ok();
+}
+
+#[test]
+fn values_that_are_no_json_are_exit_code_2_unless_meant_as_text() {
+    let core = FakeCore::start();
+    let stderr = corectl(&core, &["state", "set", "mode", "away"]).failed(2);
+    assert!(stderr.contains("--string"), "{stderr}");
+    corectl(&core, &["state", "set", "mode", "away", "--string"]).ok();
+    assert_eq!(corectl(&core, &["state", "get", "mode"]).ok(), "\"away\"\n");
+    let stderr = corectl(&core, &["state", "get", "no..key"]).failed(2);
+    assert!(stderr.contains("no..key"), "{stderr}");
+}
+
+#[test]
+fn storage_is_written_read_listed_and_removed() {
+    let core = FakeCore::start();
+    let set = ["storage", "set", "devices", "lamp/1", "{\"n\": 1.0}"];
+    let stdout = corectl(&core, &set).ok();
+    assert_eq!(words(&stdout), ["lamp/1 revision 1 created"]);
+    let written = corectl_with_stdin(
+        &core,
+        &["storage", "set", "devices", "lamp/2", "-", "--json"],
+        " [2]\n",
+    );
+    assert_eq!(
+        written.json(),
+        json!({"namespace": "devices", "key": "lamp/2", "revision": 2, "created": true})
+    );
+    corectl(
+        &core,
+        &["storage", "set", "devices", "motion/1", "null", "-q"],
+    )
+    .ok();
+    assert_eq!(
+        corectl(&core, &["storage", "get", "devices", "lamp/1"]).ok(),
+        "{\"n\": 1.0}\n"
+    );
+    let entry = corectl(&core, &["storage", "get", "devices", "lamp/2", "--json"]).json();
+    assert_eq!(entry["value"], json!([2]));
+    assert_eq!(entry["namespace"], "devices");
+
+    let list = |more: &[&str]| corectl(&core, &[&["storage", "list", "devices"], more].concat());
+    assert_eq!(list(&[]).ok(), "KEY\nlamp/1\nlamp/2\nmotion/1\n");
+    assert_eq!(list(&["lamp/", "-q"]).ok(), "lamp/1\nlamp/2\n");
+    assert_eq!(
+        list(&["--json"]).json(),
+        json!({"namespace": "devices", "keys": ["lamp/1", "lamp/2", "motion/1"]})
+    );
+    let lines = words(&list(&["--values"]).ok());
+    assert_eq!(lines[0], "KEY REVISION UPDATED VALUE");
+    assert!(lines[1].starts_with("lamp/1 1 "), "{lines:?}");
+    assert!(lines[1].ends_with(" ago {\"n\":1.0}"), "{lines:?}");
+    let entries = list(&["--values", "--json"]).json();
+    assert_eq!(entries["entries"][2]["value"], json!(null));
+    assert_eq!(entries["entries"].as_array().map(Vec::len), Some(3));
+
+    let stdout = corectl(&core, &["storage", "delete", "devices", "lamp/1"]).ok();
+    assert_eq!(words(&stdout), ["lamp/1 deleted"]);
+    assert_eq!(
+        corectl(&core, &["storage", "rm", "devices", "lamp/1", "--json"]).json(),
+        json!({"namespace": "devices", "key": "lamp/1", "existed": false, "revision": 4})
+    );
+}
