@@ -1,0 +1,311 @@
+//! Images without a registry: bases made of this machine's own files, and a build context with the
+//! binaries that cargo has built.
+//!
+//! Two bases are made. *plain*: a shell, a few tools, and the libraries that they and our binaries
+//! need, as the dynamic linker names them. *python*: the same with this machine's Python at its own
+//! path, pip, and the packages of the example as files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::engine::{Engine, run};
+
+/// What the Dockerfile's commands and the making of tokens use.
+const TOOLS: [&str; 9] = ["sh", "cat", "chown", "cp", "env", "mkdir", "od", "rm", "tr"];
+/// Binaries that go into images.
+const BINARIES: [&str; 3] = ["core-server", "corectl", "devices"];
+/// Parts of the repository that the images are made from.
+const SOURCES: [&str; 4] = [
+    "docker-compose.yml",
+    "deploy",
+    "proto",
+    "examples/raw/python",
+];
+/// Parts of a Python library that no image needs.
+const UNUSED: [&str; 7] = [
+    "__pycache__",
+    "config-",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "test",
+    "turtledemo",
+];
+
+/// Bases and context, ready for compose.
+#[derive(Debug)]
+pub(crate) struct Images {
+    context: PathBuf,
+    environment: BTreeMap<String, String>,
+}
+
+impl Images {
+    /// Makes everything in `scratch`.
+    pub(crate) fn prepare(engine: &Engine, repository: &Path, scratch: &Path) -> Result<Self> {
+        let context = context(repository, &scratch.join("context"))?;
+        let plain = format!("{}/base:plain", engine.project());
+        let python = format!("{}/base:python", engine.project());
+        let root = scratch.join("root");
+
+        println!("compose: bases of this machine's own files");
+        plain_root(&root, &context)?;
+        import(engine, &root, &plain, &[])?;
+        let requirements = repository.join("examples/raw/python/requirements.txt");
+        add_python(&root, &requirements)?;
+        // pip finds everything in the image and asks nobody.
+        let offline = ["ENV PIP_NO_INDEX=1", "ENV PIP_FIND_LINKS=/wheels"];
+        import(engine, &root, &python, &offline)?;
+        fs::remove_dir_all(&root).context("cannot remove the root of the bases")?;
+
+        let environment = [
+            ("IMAGES", engine.project()),
+            ("RUST_IMAGE", &plain),
+            ("BASE_IMAGE", &plain),
+            ("PYTHON_IMAGE", &python),
+            // The builder that needs no plugin; `docker compose` has its own.
+            ("DOCKER_BUILDKIT", "0"),
+        ];
+        let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Ok(Self {
+            context,
+            environment: environment.map(own).into(),
+        })
+    }
+
+    /// The directory with the compose file.
+    pub(crate) fn context(&self) -> &Path {
+        &self.context
+    }
+
+    /// The variables of the compose file.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        self.environment.clone()
+    }
+}
+
+/// The repository as far as the images need it, with the binaries in `prebuilt/`.
+fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
+    renew(context)?;
+    for source in SOURCES {
+        let target = context.join(source);
+        let parent = target.parent().context("a source without a parent")?;
+        fs::create_dir_all(parent)?;
+        let copied = Command::new("cp")
+            .arg("-rL")
+            .arg(repository.join(source))
+            .arg(&target)
+            .status();
+        ensure!(copied?.success(), "cannot copy {source}");
+    }
+    let prebuilt = context.join("prebuilt");
+    fs::create_dir(&prebuilt)?;
+    let built = built()?;
+    for binary in BINARIES {
+        let from = built.join(binary);
+        ensure!(
+            from.is_file(),
+            "{} is not built: cargo build --workspace",
+            from.display()
+        );
+        let to = prebuilt.join(binary);
+        fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+        // Debug information is most of a binary; without the tool the images are only larger.
+        if let Err(error) = run(Command::new("strip").arg(&to)) {
+            println!("compose: not stripped: {error:#}");
+        }
+    }
+    Ok(context.to_owned())
+}
+
+/// Where cargo puts binaries: this test is in its `deps/`.
+fn built() -> Result<PathBuf> {
+    let test = std::env::current_exe().context("this test has no path")?;
+    let directory = test.parent().and_then(Path::parent);
+    Ok(directory
+        .context("this test is not in cargo's target directory")?
+        .to_owned())
+}
+
+fn plain_root(root: &Path, context: &Path) -> Result<()> {
+    renew(root)?;
+    for directory in ["tmp", "run", "usr/local/bin", "usr/bin"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    symlink("usr/bin", root.join("bin"))?;
+    let mut needed = BTreeSet::new();
+    for tool in TOOLS {
+        let path = on_path(tool)?;
+        fs::copy(&path, root.join("usr/bin").join(tool)).with_context(|| path.clone())?;
+        needed.extend(libraries(Path::new(&path))?);
+    }
+    for binary in BINARIES {
+        needed.extend(libraries(&context.join("prebuilt").join(binary))?);
+    }
+    copy_libraries(root, &needed)
+}
+
+/// The Python that runs here, its library, pip, and the packages of the example.
+fn add_python(root: &Path, requirements: &Path) -> Result<()> {
+    const ASK: &str = "import sys, sysconfig, os, pip; \
+        print(os.path.realpath(getattr(sys, '_base_executable', sys.executable))); \
+        print(sysconfig.get_path('stdlib')); print(os.path.dirname(pip.__file__))";
+    let answer =
+        run(Command::new("python3").args(["-c", ASK])).context("python3 with pip is needed")?;
+    let paths: Vec<_> = answer.lines().map(PathBuf::from).collect();
+    let [interpreter, library, pip] = paths.as_slice() else {
+        bail!("python3 answered {answer:?}");
+    };
+    let mut needed = libraries(interpreter)?;
+    copy_file(root, interpreter)?;
+    symlink(interpreter, root.join("usr/local/bin/python3"))?;
+    let unused = |name: &str| {
+        name == "site-packages"
+            || name == "dist-packages"
+            || UNUSED.iter().any(|word| name.starts_with(word))
+    };
+    copy_tree(root, library, &unused, &mut needed)?;
+    copy_tree(root, pip, &|name| name == "__pycache__", &mut needed)?;
+    // Compiled packages need these; the interpreter itself may not.
+    for library in [
+        "libstdc++.so.6",
+        "libgcc_s.so.1",
+        "librt.so.1",
+        "libpthread.so.0",
+        "libdl.so.2",
+    ] {
+        needed.insert(shared_library(library)?);
+    }
+    copy_libraries(root, &needed)?;
+    let wheels = root.join("wheels");
+    fs::create_dir(&wheels)?;
+    let mut download = Command::new("python3");
+    download.args(["-m", "pip", "download", "--quiet", "--only-binary", ":all:"]);
+    run(download
+        .arg("--requirement")
+        .arg(requirements)
+        .arg("--dest")
+        .arg(&wheels))?;
+    Ok(())
+}
+
+/// Makes an image of a directory.
+fn import(engine: &Engine, root: &Path, name: &str, changes: &[&str]) -> Result<()> {
+    let archive = root.with_extension("tar");
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--owner=0", "--group=0", "--file"])
+        .arg(&archive);
+    run(tar.arg("--directory").arg(root).arg("."))?;
+    let path = archive.to_string_lossy().into_owned();
+    let label = format!("LABEL core-runtime.built-for={}", engine.project());
+    let mut arguments = vec!["import", "--change", &label];
+    for change in changes {
+        arguments.extend(["--change", change]);
+    }
+    arguments.extend([path.as_str(), name]);
+    engine.docker(&arguments)?;
+    fs::remove_file(&archive).context("cannot remove an archive")
+}
+
+/// Copies a directory to its own path below `root`, without what `unused` names.
+fn copy_tree(
+    root: &Path,
+    directory: &Path,
+    unused: &dyn Fn(&str) -> bool,
+    needed: &mut BTreeSet<PathBuf>,
+) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if unused(&name) {
+            continue;
+        }
+        if path.is_dir() {
+            copy_tree(root, &path, unused, needed)?;
+        } else if path.is_file() {
+            if name.ends_with(".so") {
+                needed.extend(libraries(&path)?);
+            }
+            copy_file(root, &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_libraries(root: &Path, libraries: &BTreeSet<PathBuf>) -> Result<()> {
+    libraries
+        .iter()
+        .try_for_each(|library| copy_file(root, library))
+}
+
+/// Copies a file, or what a link points to, to its own path below `root`.
+fn copy_file(root: &Path, path: &Path) -> Result<()> {
+    let target = root.join(path.strip_prefix("/").unwrap_or(path));
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if !target.exists() {
+        fs::copy(path, &target).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// What the dynamic linker would load for a binary.
+fn libraries(binary: &Path) -> Result<BTreeSet<PathBuf>> {
+    // A binary that is linked statically is "not a dynamic executable", which `ldd` calls a failure.
+    let Ok(list) = run(Command::new("ldd").arg(binary)) else {
+        return Ok(BTreeSet::new());
+    };
+    ensure!(
+        !list.contains("not found"),
+        "{} misses a library:\n{list}",
+        binary.display()
+    );
+    let paths = list.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths
+        .map(|path| PathBuf::from(path.trim_end_matches(':')))
+        .collect())
+}
+
+/// The path of a library by its name.
+fn shared_library(name: &str) -> Result<PathBuf> {
+    let cache = run(Command::new("ldconfig").arg("-p"))
+        .or_else(|_| run(Command::new("/sbin/ldconfig").arg("-p")))?;
+    let line = cache
+        .lines()
+        .find(|line| line.trim_start().starts_with(&format!("{name} ")));
+    let path = line.and_then(|line| line.split("=> ").nth(1));
+    Ok(PathBuf::from(
+        path.with_context(|| format!("there is no {name}"))?.trim(),
+    ))
+}
+
+fn on_path(tool: &str) -> Result<String> {
+    let found = run(Command::new("sh").args(["-c", &format!("command -v {tool}")]));
+    let path = found
+        .with_context(|| format!("{tool} is needed"))?
+        .trim()
+        .to_owned();
+    // Built into the shell: then it is where such tools are.
+    Ok(if path.starts_with('/') {
+        path
+    } else {
+        format!("/usr/bin/{tool}")
+    })
+}
+
+fn renew(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory).with_context(|| directory.display().to_string())?;
+    }
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())
+}

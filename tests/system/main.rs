@@ -1,0 +1,26 @@
+//! Scenarios over a running core, one module per theme. Each test has a core of its own; all run in
+//! parallel. The harness is `core_tests`; its essay says how tests wait and what they leave behind.
+
+mod bad_input;
+mod contract;
+mod embedded;
+mod event_bus;
+mod handshake;
+mod lifecycle;
+mod reconnect;
+mod registry;
+mod routing;
+mod security;
+mod shutdown;
+mod standard_client;
+mod state;
+mod storage;
+mod supervision;
+mod whole_path;
+
+/// The core's own binary.
+const CORE: &str = env!("CARGO_BIN_EXE_core-under-test");
+/// The echo plugin (`core_tests::plugins::echo`).
+const ECHO: &str = env!("CARGO_BIN_EXE_fixture-echo");
+/// A plugin that misbehaves as its first argument says.
+const MISBEHAVING: &str = env!("CARGO_BIN_EXE_fixture-misbehaving");
