@@ -1,0 +1,67 @@
+//! `cargo xtask test` and `cargo demo`: orchestration of what the other crates offer, and the rules of
+//! this repository as pure checks. Nothing here ships.
+//!
+//! | job | where |
+//! |---|---|
+//! | the list of steps of `cargo xtask test` | `suite.rs`; running and summing up: `steps.rs` |
+//! | rules over the tracked files | `rules/` |
+//! | rules over the contract | `proto_lint/` |
+//! | licences of dependencies | `licences.rs` |
+//! | the demo and its scripted scene | `demo/` |
+
+#![expect(clippy::print_stdout, reason = "a program for a terminal")]
+
+mod demo;
+mod licences;
+mod proto_lint;
+mod rules;
+mod steps;
+mod suite;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Tasks of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Runs everything that CI checks, cheap steps first.
+    Test {
+        /// Only these steps; all if none is given.
+        steps: Vec<String>,
+        /// Lists the steps and ends.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Builds and starts a small living home; runs until Ctrl-C.
+    Demo {
+        /// Plays one scripted scene, checks every step, and ends with 0 or 1.
+        #[arg(long)]
+        exit: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = Workspace::find().and_then(|workspace| match Arguments::parse().task {
+        Task::Test { list: true, .. } => Ok(suite::list()),
+        Task::Test { steps, .. } => suite::run(&workspace, &steps),
+        Task::Demo { exit } => demo::run(&workspace, demo::Mode::from_flag(exit)),
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
