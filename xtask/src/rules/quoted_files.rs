@@ -1,8 +1,7 @@
 //! Code in documentation that claims to be a file of the repository is that file, byte for byte.
 //!
 //! The claim stands behind the language of the code block: three backquotes, then
-//! `python file=examples/raw/python/plugin.py`. (Pages that quote parts of files are compared by the
-//! tests of `examples/pages`.)
+//! `python file=examples/raw/python/plugin.py`.
 
 use super::{Finding, file};
 use crate::workspace::TextFile;

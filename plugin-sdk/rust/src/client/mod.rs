@@ -31,7 +31,7 @@ use tonic::{Request, Status};
 pub use address::{Address, BadAddress, Token};
 
 /// Keepalive of idle connections: a ping after this much silence, [`KEEPALIVE_TIMEOUT`] for its
-/// answer (design page on supervision, "Readiness and liveness").
+/// answer: the same times as the core's own keepalive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A name that does not resolve or a host that does not answer fails after this.

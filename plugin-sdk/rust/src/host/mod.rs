@@ -37,7 +37,8 @@ use crate::run::{Beginning, Position, Run};
 pub use process::main;
 pub use settings::{Settings, SettingsError};
 
-/// A child without a channel for so long is an orphan (design page on supervision, layer 3).
+/// A child without a channel for so long is an orphan: it ends itself, whatever
+/// became of its core.
 const ORPHANED: Duration = Duration::from_secs(10);
 /// Longest wait between tries next to the core, and from far away.
 const LONGEST_WAIT_NEAR: Duration = Duration::from_secs(5);
