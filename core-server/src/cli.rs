@@ -26,6 +26,9 @@ pub(crate) enum Command {
     Run,
     /// Check the configuration and print all of it, with the origin of each value
     CheckConfig,
+    /// Watch over a core's children; the core starts it
+    #[command(hide = true)]
+    Guardian,
     /// Ask a running core whether it serves, and say so by the exit code
     Health {
         /// Where it is: unix:/PATH or IP:PORT [default: the operator socket of the configuration]

@@ -131,6 +131,11 @@ reasons! {
     DependencyCycle = "DEPENDENCY_CYCLE",
     Superseded = "SUPERSEDED",
     PluginFailed = "PLUGIN_FAILED",
+    ConfigRefused = "CONFIG_REFUSED",
+    NoLoader = "NO_LOADER",
+    UpgradeRefused = "UPGRADE_REFUSED",
+    UpgradeRolledBack = "UPGRADE_ROLLED_BACK",
+    LogShared = "LOG_SHARED",
 }
 
 /// What an error says of itself beyond its text.

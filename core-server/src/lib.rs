@@ -21,7 +21,7 @@
 //! | | [`state_engine`] | shared state in memory |
 //! | data | [`event_bus`] | the log of events and who reads it |
 //! | | [`storage`] | durable data: the writer, the cache, the adapters |
-//! | ground | [`types`], [`error`], [`task`], [`config`], [`telemetry`] | words, errors, tasks, settings, the log |
+//! | ground | [`types`], [`error`], [`task`], [`stall`], `files`, [`config`], [`telemetry`] | words, errors, tasks, the core's own lateness, small files, settings, the log |
 //!
 //! [`config`] makes values of two types that live further out, manifests and tokens: plain data. Where
 //! an inner module must reach out it is given a function, a trait or a channel, and `runtime` connects
@@ -49,12 +49,14 @@ pub mod channel;
 pub mod config;
 pub mod error;
 pub mod event_bus;
+mod files;
 mod grpc;
 pub mod plugin_manager;
 pub mod routing;
 mod runtime;
 pub mod security;
 pub mod service_registry;
+pub mod stall;
 pub mod state_engine;
 pub mod storage;
 pub mod supervisor;
@@ -64,5 +66,6 @@ pub mod transport;
 pub mod types;
 
 pub use runtime::{
-    Builder, CallError, Error as RuntimeError, PublishError, Runtime, ShutdownReport,
+    Builder, CallError, Error as RuntimeError, Loader, PublishError, ReloadError, Runtime,
+    ShutdownReport, UpgradeError,
 };

@@ -5,6 +5,8 @@ mod serve;
 
 use std::process;
 
+use core_server::config::{self, Candidate};
+use core_server::supervisor::custody;
 use core_server::telemetry::logging;
 
 use cli::{Cli, Command, ExitCode};
@@ -19,8 +21,10 @@ fn start() -> Result<ExitCode, ExitCode> {
         cli::tell(&format!("{what}: {}", core_server::error::chain(error)));
         ExitCode::Internal
     };
-    let cwd = std::env::current_dir()
-        .map_err(|error| internal("the working directory cannot be read", &error))?;
+    let cwd = || {
+        std::env::current_dir()
+            .map_err(|error| internal("the working directory cannot be read", &error))
+    };
     let threads = || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -28,9 +32,13 @@ fn start() -> Result<ExitCode, ExitCode> {
         runtime.map_err(|error| internal("threads cannot be started", &error))
     };
     match cli.command() {
-        Command::CheckConfig => Ok(cli.check_config(&cwd)),
+        // No threads, no configuration: it is small, and holds nothing of the core's.
+        Command::Guardian => custody::guardian_main()
+            .map(|()| ExitCode::Clean)
+            .map_err(|error| internal("only a core starts its guardian", &error)),
+        Command::CheckConfig => Ok(cli.check_config(&cwd()?)),
         Command::Health { addr } => {
-            let loaded = cli.load(&cwd)?;
+            let loaded = cli.load(&cwd()?)?;
             threads()?
                 .block_on(serve::health(&loaded.config, addr))
                 .map_err(|error| {
@@ -40,14 +48,19 @@ fn start() -> Result<ExitCode, ExitCode> {
             Ok(ExitCode::Clean)
         }
         Command::Run => {
+            let cwd = cwd()?;
             let loaded = cli.load(&cwd)?;
-            logging::init(&loaded.config.log)
+            let log = logging::init(&loaded.config.log)
                 .map_err(|error| internal("the log cannot be set up", &error))?;
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
             let threads = threads()?;
-            let code = threads.block_on(serve::run(loaded));
+            let flags = cli.flags.clone();
+            let load = move |candidate: Option<&Candidate>| {
+                config::load_candidate(&flags, config::process_environment(), &cwd, candidate)
+            };
+            let code = threads.block_on(serve::run(loaded, load, log));
             // Whatever still blocks a thread must not hold the end up: the storage is closed.
             threads.shutdown_background();
             Ok(code)

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use core_proto::contract;
-use core_server::config::{Config, Loaded};
+use core_server::config::{self, Candidate, Config, Loaded};
 use core_server::error::chain;
+use core_server::telemetry::logging;
 use core_server::{Runtime, RuntimeError};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -19,9 +20,15 @@ use crate::cli::ExitCode;
 /// How long the probe waits for an answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs the core until a signal ends it: the first SIGTERM, SIGINT or SIGHUP stops in order, the second
-/// skips all grace but the storage's.
-pub(crate) async fn run(loaded: Loaded) -> ExitCode {
+/// Runs the core until a signal ends it: the first SIGTERM or SIGINT stops in order, the second skips all
+/// grace but the storage's. SIGHUP reads the configuration again with `load`; a closed terminal, which
+/// sends it too, ends nothing.
+pub(crate) async fn run(
+    loaded: Loaded,
+    load: impl Fn(Option<&Candidate>) -> Result<Loaded, config::Error> + Send + Sync + 'static,
+    log: logging::Control,
+) -> ExitCode {
+    keep_to_itself();
     let shutdown_timeout = loaded.config.shutdown_timeout;
     let signals = signal(SignalKind::terminate()).and_then(|terminate| {
         Ok((
@@ -41,12 +48,16 @@ pub(crate) async fn run(loaded: Loaded) -> ExitCode {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
-            // The terminal was closed.
-            _ = hangup.recv() => "SIGHUP",
         }
     };
+    // Itself, also when the file was replaced or removed meanwhile.
+    let runtime = Runtime::builder(loaded.config)
+        .loader(load)
+        .log(log)
+        .guardian("/proc/self/exe")
+        .adopt_orphans();
     let runtime = tokio::select! {
-        started = Runtime::builder(loaded.config).start() => match started {
+        started = runtime.start() => match started {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!("{}", chain(&error));
@@ -62,7 +73,19 @@ pub(crate) async fn run(loaded: Loaded) -> ExitCode {
         tcp = ?runtime.tcp_addresses(),
         "serving"
     );
-    let signal = stop().await;
+    let reloading = async {
+        // Several signals that come while one is heeded count as one: each reads everything.
+        while hangup.recv().await.is_some() {
+            if let Err(error) = runtime.load_and_reload().await {
+                tracing::error!("SIGHUP: {}", chain(&error));
+            }
+        }
+        std::future::pending().await
+    };
+    let signal = tokio::select! {
+        signal = stop() => signal,
+        () = reloading => unreachable!("it never completes"),
+    };
     tracing::info!(signal, "stopping");
     let hurry = async {
         let signal = stop().await;
@@ -83,10 +106,25 @@ pub(crate) async fn run(loaded: Loaded) -> ExitCode {
     }
 }
 
+/// Closes the core's memory, environment and descriptors to other processes of its user, plugins
+/// without a user of their own among them: no ptrace, no `/proc/PID/mem`, no core dump. Only here and
+/// not in the library: a program that embeds the core may want to be debugged.
+fn keep_to_itself() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "processes of the same user can look into the core");
+        }
+    }
+}
+
 fn exit_code(error: &RuntimeError) -> ExitCode {
     match error {
         RuntimeError::EmbeddedName(_) => ExitCode::BadConfiguration,
-        RuntimeError::Storage(_) | RuntimeError::Listen(_) => ExitCode::Internal,
+        RuntimeError::Storage(_) | RuntimeError::Listen(_) | RuntimeError::Threads(_) => {
+            ExitCode::Internal
+        }
     }
 }
 

@@ -39,6 +39,16 @@ async fn it_boots_to_serving_and_a_sigterm_ends_it_cleanly_in_time() {
     }
 }
 
+#[tokio::test]
+async fn a_log_that_cannot_be_written_ends_nothing() {
+    // As with a full disk, a closed terminal, or a reader of the log that left.
+    let mut core = Core::new().log_to("/dev/full");
+    core.boot().await;
+    core.signal(Signal::HUP);
+    core.signal(Signal::TERM);
+    assert_eq!(core.end().code, Some(CLEAN));
+}
+
 #[test]
 fn a_bad_configuration_is_refused_with_file_line_and_suggestion_before_anything_begins() {
     let core = Core::new();

@@ -86,6 +86,12 @@ pub(crate) enum Command {
     /// Read and write durable data.
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// Read the core's configuration again, without a restart.
+    ///
+    /// New plugins start, removed ones stop, changed ones take the change or are restarted; plugins
+    /// that wait after a failure are tried now. A bad configuration changes nothing. SIGHUP does the
+    /// same.
+    Reload,
     /// Wait until something is as wanted.
     Wait(WaitArgs),
     /// Show the versions of corectl and of the core.
@@ -118,21 +124,35 @@ pub(crate) enum PluginsCommand {
     Start(NamesOrAll),
     /// Stop plugins; their processes stay.
     Stop(NamesOrAll),
-    /// End the runs of plugins and start them anew.
-    Restart(Names),
-    /// Load plugins without starting them.
-    Load(Names),
+    /// End the runs of plugins and start them anew; --all: of those that are wanted started.
+    Restart(NamesOrAll),
+    /// Load plugins without starting them; --all: those that are wanted unloaded.
+    Load(NamesOrAll),
     /// Stop plugins and end their processes.
-    Unload(Names),
+    Unload(NamesOrAll),
+    /// Put another version in a plugin's place; one that fails is taken back.
+    ///
+    /// Answers when the new version is ready. One that fails before, or within 30 s of ready, gives
+    /// place to the version before, once.
+    Upgrade {
+        /// The plugin.
+        name: String,
+        /// A program, or a directory with a plugin.toml.
+        path: PathBuf,
+    },
     /// Show what a plugin wrote.
     Logs(LogsArgs),
+    /// Show or set how much a plugin logs, or the core itself ("core"); takes effect at once.
+    LogLevel(LogLevelArgs),
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct Names {
-    /// The plugins.
-    #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+pub(crate) struct LogLevelArgs {
+    /// The plugin, or "core".
+    pub(crate) name: String,
+    /// off, error, warn, info, debug, trace, or default; for the core also by target:
+    /// info,core_server::routing=debug. Without it the present level is shown.
+    pub(crate) level: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -369,7 +389,7 @@ pub(crate) struct WaitArgs {
 /// What a plugin may be waited for to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Goal {
-    /// No run.
+    /// Not loaded; it may run already, or still.
     Unloaded,
     /// Loaded, not started.
     Loaded,

@@ -180,10 +180,15 @@ impl Refusal {
                 "--wait waits for the provider; `corectl plugins list` shows its state".to_owned(),
             ),
             "DEADLINE" => Some("--timeout allows more time".to_owned()),
-            "WRONG_STATE" => self
-                .fact("allowed")
-                .map(|allowed| format!("allowed now: {allowed}")),
-            "PLUGIN_FAILED" if !subject.is_empty() => Some(format!(
+            "CONFIG_REFUSED" => Some(
+                "mend it, then try again; `core-server check-config` shows it without a core".to_owned(),
+            ),
+            "NO_LOADER" => Some("the program that embeds this core changes its configuration".to_owned()),
+            "WRONG_STATE" if !subject.is_empty() => Some(format!(
+                "`corectl plugins describe {subject}` says what it does; `corectl plugins unload {subject}` ends its \
+                 tries"
+            )),
+            "PLUGIN_FAILED" | "UPGRADE_ROLLED_BACK" if !subject.is_empty() => Some(format!(
                 "`corectl plugins describe {subject}` and `corectl plugins logs {subject}` say more"
             )),
             "REVISION_MISMATCH" => self.fact("current_revision").map(|revision| {
@@ -257,6 +262,13 @@ impl Failure {
         }
     }
 
+    /// Says what was waited for when the time passed.
+    pub(crate) fn explain(&mut self, state: &str) {
+        if let Self::TimedOut { hint, .. } = self {
+            *hint = format!("{state} --timeout allows more time; the wish stands");
+        }
+    }
+
     /// The exit code.
     pub(crate) fn exit(&self) -> Exit {
         match self {
@@ -319,6 +331,17 @@ impl Failure {
         }
     }
 
+    /// The message for a terminal. A refused configuration has a line for each mistake, in the core's own
+    /// words; elsewhere a line end may be a plugin's.
+    fn text(&self) -> String {
+        let text = self.to_string();
+        if !matches!(self.reason(), "CONFIG_REFUSED" | "UPGRADE_REFUSED") {
+            return printable(&text).into_owned();
+        }
+        let lines: Vec<_> = text.lines().map(printable).collect();
+        lines.join("\n")
+    }
+
     /// Message and hint as lines for a terminal; each says what it is by a word, not by colour alone.
     pub(crate) fn lines(&self, colour: bool) -> String {
         let label = |text: &str, code: &str| {
@@ -328,11 +351,7 @@ impl Failure {
                 text.to_owned()
             }
         };
-        let mut lines = format!(
-            "{} {}\n",
-            label("error:", "1;31"),
-            printable(&self.to_string())
-        );
+        let mut lines = format!("{} {}\n", label("error:", "1;31"), self.text());
         if let Some(hint) = self.hint() {
             writeln!(lines, " {} {}", label("hint:", "1;36"), printable(&hint))
                 .expect("a String takes everything");

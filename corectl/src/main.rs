@@ -14,6 +14,7 @@ mod failure;
 mod json;
 mod output;
 mod plugins;
+mod reload;
 mod services;
 mod state;
 mod status;
@@ -93,6 +94,7 @@ async fn run(cli: &Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Plugins(command) => {
             plugins::run(&Core::connect(global).await?, command, output).await
         }
+        Command::Reload => reload::run(&Core::connect(global).await?, output).await,
         Command::Services(command) => services::run(global, command, output).await,
         Command::Events(command) => events::run(global, command, output).await,
         Command::State(command) => state::run(global, command, output).await,

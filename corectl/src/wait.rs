@@ -104,7 +104,9 @@ async fn attempt(
                 seen.plugin = Some(info);
             }
             Some(Item::SnapshotEnd(_)) if !known => return Err(unknown(&core, name).await),
-            Some(Item::Plugin(_) | Item::SnapshotEnd(_)) | None => {}
+            // Taken out of the configuration while it was waited for.
+            Some(Item::Removed(gone)) if gone == *name => return Err(unknown(&core, name).await),
+            Some(Item::Plugin(_) | Item::SnapshotEnd(_) | Item::Removed(_)) | None => {}
         }
     }
     Err(core.stream_ended())

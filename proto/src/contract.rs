@@ -9,6 +9,9 @@ pub const WIRE_VERSION_MAX: u32 = 1;
 /// Feature of `Hello`: the plugin answers `Ping`.
 pub const FEATURE_HEARTBEAT: &str = "heartbeat";
 
+/// Feature of `Hello`: the plugin takes a changed configuration without a restart.
+pub const FEATURE_LIVE_CONFIG: &str = "live_config";
+
 /// `google.rpc.ErrorInfo.domain` of every error of the core.
 pub const ERROR_DOMAIN: &str = "coreruntime";
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use core_server::config::{CallPermission, Need, Permissions};
+use core_server::config::{CallPermission, Need};
 use core_server::plugin_manager::{
     Command, Kind, Manifest, OnLoss, RestartMode, RestartPolicy, Timeouts,
 };
 use core_server::security::Token;
+use core_server::supervisor::isolation::{ResourceLimits, Sandbox};
 use core_server::types::{Pattern, PluginName};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// A plugin that the core is to know.
 #[derive(Clone, Debug)]
@@ -51,21 +52,7 @@ impl Declared {
     }
 
     fn new(name: &str, kind: Kind, token: Option<Token>) -> Self {
-        let manifest = Manifest {
-            name: plugin_name(name),
-            version: String::new(),
-            description: String::new(),
-            kind,
-            autostart: true,
-            requires: Vec::new(),
-            wants: Vec::new(),
-            on_loss: BTreeMap::new(),
-            restart: RestartPolicy::default(),
-            timeouts: Timeouts::default(),
-            permissions: Permissions::default(),
-            config: Map::new(),
-            config_secrets: Vec::new(),
-        };
+        let manifest = Manifest::new(plugin_name(name), kind);
         Self { manifest, token }
     }
 
@@ -148,6 +135,20 @@ impl Declared {
     #[must_use]
     pub fn suspend(self, time: Duration) -> Self {
         self.timeouts(|timeouts| timeouts.suspend = time)
+    }
+
+    /// `[limits]`.
+    #[must_use]
+    pub fn limits(mut self, limits: ResourceLimits) -> Self {
+        self.manifest.limits = limits;
+        self
+    }
+
+    /// `[sandbox]`.
+    #[must_use]
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.manifest.sandbox = sandbox;
+        self
     }
 
     /// `permissions.publish`.

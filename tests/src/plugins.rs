@@ -32,6 +32,13 @@ struct Wait {
     millis: u64,
 }
 
+/// Arguments of `log`.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Log {
+    level: String,
+    text: String,
+}
+
 /// Arguments of `exit`.
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Exit {
@@ -62,6 +69,7 @@ struct Note {
 /// | `emit {topic, data}` | the event's seq |
 /// | `heard` | the events that it heard, oldest first; `hear` in its configuration says of what |
 /// | `wait {millis}` | nothing, so much later |
+/// | `log {level, text}` | nothing; it logs the text with the field `number` |
 /// | `refuse` | always an error of its own |
 /// | `panic` | never: it panics |
 /// | `exit {code}` | never: its process ends |
@@ -97,6 +105,16 @@ pub fn echo(name: &str) -> Plugin {
         .service(
             Service::new("wait").handle(|_: Ctx, Wait { millis }| async move {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
+                Ok(())
+            }),
+        )
+        .service(
+            Service::new("log").handle(|_: Ctx, Log { level, text }| async move {
+                match level.as_str() {
+                    "debug" => tracing::debug!(number = 7, "{text}"),
+                    "info" => tracing::info!(number = 7, "{text}"),
+                    _ => tracing::error!(number = 7, "{text}"),
+                }
                 Ok(())
             }),
         )

@@ -20,7 +20,9 @@ const LOG: &str = "core.log";
 #[derive(Debug)]
 pub struct CoreProcess {
     program: PathBuf,
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    user: Option<u32>,
     scratch: Scratch,
     child: Option<Child>,
 }
@@ -34,7 +36,9 @@ impl CoreProcess {
         scratch.write("core.toml", core_toml);
         Self {
             program: program.into(),
+            arguments: Vec::new(),
             environment: Vec::new(),
+            user: None,
             scratch,
             child: None,
         }
@@ -48,10 +52,35 @@ impl CoreProcess {
         self
     }
 
+    /// With arguments: the core's own, or the core's as those of a program that starts it.
+    #[must_use]
+    pub fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.arguments
+            .extend(arguments.into_iter().map(str::to_owned));
+        self
+    }
+
     /// With a variable in its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// As another user, to whom its directory is given.
+    ///
+    /// # Panics
+    /// When the tests do not run as root.
+    #[must_use]
+    pub fn user(mut self, user: u32) -> Self {
+        fn give(path: &Path, user: u32) {
+            std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root gives");
+            for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                give(&entry.path(), user);
+            }
+        }
+        give(self.scratch.path(), user);
+        self.user = Some(user);
         self
     }
 
@@ -110,7 +139,12 @@ impl CoreProcess {
             .append(true)
             .open(self.scratch.path().join(LOG))
             .expect("a log");
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let child = command
+            .args(&self.arguments)
             .current_dir(self.scratch.path())
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| {

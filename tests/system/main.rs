@@ -6,9 +6,14 @@ mod contract;
 mod embedded;
 mod event_bus;
 mod handshake;
+mod isolation;
 mod lifecycle;
+mod liveness;
+mod logs;
+mod orphans;
 mod reconnect;
 mod registry;
+mod reload;
 mod routing;
 mod security;
 mod shutdown;
@@ -22,5 +27,9 @@ mod whole_path;
 const CORE: &str = env!("CARGO_BIN_EXE_core-under-test");
 /// The echo plugin (`core_tests::plugins::echo`).
 const ECHO: &str = env!("CARGO_BIN_EXE_fixture-echo");
+/// A plugin that tries to get out of its sandbox and beyond its limits.
+const PROBER: &str = env!("CARGO_BIN_EXE_fixture-prober");
 /// A plugin that misbehaves as its first argument says.
 const MISBEHAVING: &str = env!("CARGO_BIN_EXE_fixture-misbehaving");
+/// A plugin that does not go when it should.
+const ESCAPING: &str = env!("CARGO_BIN_EXE_fixture-escaping");

@@ -1,17 +1,19 @@
-//! `cargo xtask test` and `cargo demo`: orchestration of what the other crates offer, and the rules of
-//! this repository as pure checks. Nothing here ships.
+//! `cargo xtask test`, `cargo xtask faults` and `cargo demo`: orchestration of what the other crates
+//! offer, and the rules of this repository as pure checks. Nothing here ships.
 //!
 //! | job | where |
 //! |---|---|
 //! | the list of steps of `cargo xtask test` | `suite.rs`; running and summing up: `steps.rs` |
 //! | rules over the tracked files | `rules/` |
 //! | rules over the contract | `proto_lint/` |
+//! | the fault table | `faults.rs`; its rows are `tests/faults/` |
 //! | licences of dependencies | `licences.rs` |
 //! | the demo and its scripted scene | `demo/` |
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
 mod demo;
+mod faults;
 mod licences;
 mod proto_lint;
 mod rules;
@@ -43,6 +45,8 @@ enum Task {
         #[arg(long)]
         list: bool,
     },
+    /// Injects faults into real cores and plugins, and reports what held, with figures.
+    Faults(faults::Options),
     /// Builds and starts a small living home; runs until Ctrl-C.
     Demo {
         /// Plays one scripted scene, checks every step, and ends with 0 or 1.
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     let result = Workspace::find().and_then(|workspace| match Arguments::parse().task {
         Task::Test { list: true, .. } => Ok(suite::list()),
         Task::Test { steps, .. } => suite::run(&workspace, &steps),
+        Task::Faults(options) => faults::run(&workspace, &options).map(exit_code),
         Task::Demo { exit } => demo::run(&workspace, demo::Mode::from_flag(exit)),
     });
     match result {
@@ -63,5 +68,12 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn exit_code(outcome: steps::Outcome) -> ExitCode {
+    match outcome {
+        steps::Outcome::Passed(_) => ExitCode::SUCCESS,
+        steps::Outcome::Failed(_) | steps::Outcome::Skipped(_) => ExitCode::FAILURE,
     }
 }

@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Result, bail};
 
 use crate::demo::{self, Played};
+use crate::faults;
 use crate::licences;
 use crate::proto_lint;
 use crate::rules;
@@ -16,7 +17,7 @@ use crate::workspace::Workspace;
 
 /// With the tests, so that the features of dependencies are those of the steps after it: a build of
 /// the binaries alone would make half of the dependencies a second time.
-const BUILD: [&str; 5] = [
+pub(crate) const BUILD: [&str; 5] = [
     "build",
     "--workspace",
     "--all-targets",
@@ -102,6 +103,12 @@ const STEPS: &[Step] = &[
         about: "cargo demo --exit: one scene with real processes",
         needs: &["build"],
         run: scene,
+    },
+    Step {
+        name: "faults",
+        about: "the fault table: real cores and plugins, every promise with its figure",
+        needs: &["build"],
+        run: |workspace| faults::run(workspace, &faults::Options::default()),
     },
     Step {
         name: "compose",

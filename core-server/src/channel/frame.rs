@@ -76,6 +76,13 @@ pub enum Inbound {
         /// Why it is degraded.
         degraded: Option<String>,
     },
+    /// What it did with a changed configuration.
+    ConfigResult {
+        /// From the `ConfigChanged`.
+        revision: u64,
+        /// Its verdict.
+        verdict: Verdict,
+    },
     /// It ends by its own will.
     Bye {
         /// For people.
@@ -83,6 +90,17 @@ pub enum Inbound {
     },
     /// A kind that this core does not know: ignored and counted.
     Unknown,
+}
+
+/// What a plugin did with a changed configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works with it.
+    Applied,
+    /// It must be restarted for it, and why.
+    RestartNeeded(String),
+    /// It will not have it, and why.
+    Rejected(String),
 }
 
 /// A request of the plugin to the core.
@@ -147,12 +165,24 @@ pub enum Outbound {
         /// For people.
         reason: String,
     },
+    /// The plugin's configuration changed.
+    ConfigChanged {
+        /// Its number.
+        revision: u64,
+        /// A JSON object.
+        config: Bytes,
+    },
     /// A plugin that this one requires or wants came or went.
     DependencyChanged {
         /// Which.
         name: PluginName,
         /// Whether it is STARTED now.
         available: bool,
+    },
+    /// How much the plugin should log.
+    LogLevel {
+        /// A word of the contract; empty for its own default.
+        level: &'static str,
     },
 }
 
@@ -185,6 +215,7 @@ impl Outbound {
         const BASE: usize = 128;
         let variable = match self {
             Self::Welcome(welcome) => welcome.config.len(),
+            Self::ConfigChanged { config, .. } => config.len(),
             Self::Call(call) => {
                 call.arguments.data.len() + call.service.len() + call.traceparent.len()
             }
@@ -218,6 +249,7 @@ impl Outbound {
             Self::RunHook { .. }
             | Self::CallCancel { .. }
             | Self::Ping { .. }
+            | Self::LogLevel { .. }
             | Self::DependencyChanged { .. } => 0,
         };
         BASE + variable

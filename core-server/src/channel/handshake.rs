@@ -24,6 +24,8 @@ pub struct Hello {
     pub sdk: String,
     /// It answers `Ping`.
     pub heartbeat: bool,
+    /// It takes a changed configuration without a restart.
+    pub live_config: bool,
     /// It needs no hooks but UNLOAD.
     pub ready: bool,
     /// Services to register with the run; each either parsed or refused already.
@@ -56,6 +58,8 @@ pub struct Welcome {
     pub wire_version: u32,
     /// Pings will be sent this often.
     pub heartbeat_interval: Option<Duration>,
+    /// `ConfigChanged` may be sent.
+    pub live_config: bool,
     /// The plugin's configuration: a JSON object.
     pub config: Bytes,
     /// Rises when it changes.

@@ -13,13 +13,15 @@
 
 mod frame;
 pub mod handshake;
+mod last_read;
 mod outbox;
 mod run;
 mod slots;
 
 pub use crate::event_bus::Gate;
-pub use frame::{CallFrame, Hook, Inbound, Outbound, RequestFrame};
+pub use frame::{CallFrame, Hook, Inbound, Outbound, RequestFrame, Verdict};
 pub use handshake::{Hello, RefusedService, Welcome};
+pub use last_read::LastRead;
 pub use outbox::{Closed, Outbox, OutboxReader, Push};
 pub use run::{ChannelId, Link, Run, Runs};
 pub use slots::{CallerSlots, Slot};

@@ -102,6 +102,8 @@ struct Queue {
     bytes: usize,
     /// Since when the oldest waiting frame has been waiting without any frame leaving.
     stuck_since: Option<Instant>,
+    /// The ping last taken by the reader, and when.
+    handed_ping: Option<(u64, Instant)>,
     end: End,
     reader: Option<Waker>,
 }
@@ -124,6 +126,7 @@ impl Outbox {
             ordinary: VecDeque::new(),
             bytes: 0,
             stuck_since: None,
+            handed_ping: None,
             end: End::Open,
             reader: None,
         };
@@ -243,6 +246,12 @@ impl Outbox {
         self.shared.queue.lock().stuck_since
     }
 
+    /// The `Ping` last handed to the transport, and when: its clock starts then.
+    #[must_use]
+    pub fn handed_ping(&self) -> Option<(u64, Instant)> {
+        self.shared.queue.lock().handed_ping
+    }
+
     /// Whether the channel has ended or is ending.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -280,6 +289,9 @@ impl Stream for OutboxReader {
             queue.bytes = queue.bytes.saturating_sub(frame.weight());
             let empty = queue.urgent.is_empty() && queue.ordinary.is_empty();
             queue.stuck_since = (!empty).then(Instant::now);
+            if let Outbound::Ping { nonce } = &frame {
+                queue.handed_ping = Some((*nonce, Instant::now()));
+            }
             return Poll::Ready(Some(Ok(frame)));
         }
         match &mut queue.end {
@@ -354,7 +366,9 @@ mod tests {
         assert_eq!(outbox.push(response(1, 1)), Push::Queued);
         assert_eq!(outbox.push(response(2, 1)), Push::Queued);
         assert_eq!(outbox.push(Outbound::Ping { nonce: 7 }), Push::Queued);
+        assert_eq!(outbox.handed_ping(), None, "it waits");
         assert_eq!(next_id(&mut reader).await, 1007);
+        assert_eq!(outbox.handed_ping().map(|(nonce, _)| nonce), Some(7));
         assert_eq!(next_id(&mut reader).await, 1);
         assert_eq!(next_id(&mut reader).await, 2);
         assert_eq!(outbox.queued_bytes(), 0);

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::last_read::{Connections, LastRead};
 use super::outbox::Outbox;
 use super::slots::CallerSlots;
 use crate::event_bus::Gate;
@@ -59,6 +60,10 @@ pub struct Run {
     link: Mutex<Option<Link>>,
     /// When the plugin last answered a `Ping`, and with which nonce.
     last_pong: Mutex<Option<(u64, Instant)>>,
+    /// Why its credential was refused, if it was.
+    refused: Mutex<Option<String>>,
+    /// Over which its requests came.
+    connections: Connections,
     slots: Arc<CallerSlots>,
 }
 
@@ -74,6 +79,8 @@ impl Run {
             gate: watch::Sender::new(Gate::Waiting),
             link: Mutex::new(None),
             last_pong: Mutex::new(None),
+            refused: Mutex::new(None),
+            connections: Connections::new(),
             slots: Arc::default(),
         })
     }
@@ -129,6 +136,28 @@ impl Run {
     /// Sets the live channel and returns the one before. Only the plugin manager does this.
     pub fn set_link(&self, link: Option<Link>) -> Option<Link> {
         std::mem::replace(&mut *self.link.lock(), link)
+    }
+
+    /// Notes that its credential was presented by somebody it was not made for; the first time counts.
+    pub fn note_refusal(&self, why: String) {
+        self.refused.lock().get_or_insert(why);
+    }
+
+    /// Takes what [`Self::note_refusal`] noted.
+    #[must_use]
+    pub fn take_refusal(&self) -> Option<String> {
+        self.refused.lock().take()
+    }
+
+    /// Notes that a request of this run came over a connection. Cheap when it is known already.
+    pub fn came_over(&self, connection: &LastRead) {
+        self.connections.add(connection);
+    }
+
+    /// When a byte was last read from any of its open connections.
+    #[must_use]
+    pub fn last_read(&self) -> Option<Instant> {
+        self.connections.last_read()
     }
 
     /// Notes an answer to a `Ping`.

@@ -186,6 +186,21 @@ limits! {
     /// Time between pings to a plugin that answers them.
     heartbeat_interval: time = seconds(5), within millis(100), seconds(3_600),
         at "two missed: the plugin is degraded";
+    /// A plugin that misses pings sends not one byte over any connection for so long.
+    silent_after: time = seconds(15), within millis(300), seconds(3_600),
+        at "its run ends (silent) and it is restarted";
+    /// A plugin whose connections live answers no ping for so long.
+    unresponsive_after: time = seconds(60), within millis(300), seconds(86_400),
+        at "its run ends (unresponsive) and it is restarted";
+    /// Plugins at once on their way from spawn to ready.
+    plugins_starting: plugins = 4, within 1, 1_024,
+        at "further ones wait (reason start_slot)";
+    /// Starts of plugins in a row, of all together.
+    start_burst: starts = 64, within 1, 65_536,
+        at "further ones wait (reason start_slot) for starts_per_second";
+    /// Starts of plugins that are refilled each second.
+    starts_per_second: starts = 8, within 1, 1_024,
+        at "see start_burst";
     /// Services of one plugin.
     services_per_plugin: services = 1_000, within 1, 100_000,
         at "RESOURCE_EXHAUSTED TOO_MANY_SERVICES";

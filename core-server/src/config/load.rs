@@ -14,9 +14,10 @@ use super::secrets::read_config;
 use super::settings;
 use super::shape::Checker;
 use super::tree::{Data, Entry, Table, View, absolute, merge, parse};
+use super::upgrades::{Candidate, Upgrade, Upgrades};
 use super::{
     Adapter, Config, DEFAULT_DATABASE, DEFAULT_FILE, DEFAULT_LOG_FILTER, DEFAULT_RUNTIME_DIR,
-    DEFAULT_SHUTDOWN_TIMEOUT, Durability, Listen, Log, LogFormat, Storage,
+    DEFAULT_SHUTDOWN_TIMEOUT, Durability, Listen, Log, LogFormat, Storage, Supervision,
 };
 
 /// Longest path of a unix socket, without the zero byte that ends it: `sun_path` in unix(7).
@@ -32,6 +33,8 @@ pub struct Loaded {
     /// What is doubtful, but no reason to refuse: a plugin that requires one that is not installed, a
     /// program that is not there.
     pub warnings: Vec<Problem>,
+    /// Of [`load_candidate`]: how the candidate is to be kept.
+    pub upgrade: Option<Upgrade>,
 }
 
 /// Reads the whole configuration: `core.toml`, the environment, flags, and the plugins' manifests.
@@ -43,6 +46,19 @@ pub fn load(
     flags: &Flags,
     environment: impl IntoIterator<Item = (String, String)>,
     cwd: &Path,
+) -> Result<Loaded, Error> {
+    load_candidate(flags, environment, cwd, None)
+}
+
+/// As [`load()`], with an upgrade that somebody asks for in force.
+///
+/// # Errors
+/// As of [`load()`]; also what is wrong with the candidate.
+pub fn load_candidate(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    cwd: &Path,
+    candidate: Option<&Candidate>,
 ) -> Result<Loaded, Error> {
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     let mut problems = Problems::default();
@@ -67,13 +83,17 @@ pub fn load(
         manifests,
         effective,
         mut warnings,
+        upgrade,
     } = if file_is_readable {
+        let upgrades = Upgrades::read_or_report(&config.data_dir, cwd, &mut problems);
         let context = plugins::Context {
             environment: &environment,
             cwd,
             plugins_dir: &config.plugins_dir,
             plugins_dir_origin: &View::new(&settings).origin("plugins_dir"),
             data_dir: &config.data_dir,
+            upgrades: &upgrades,
+            candidate,
         };
         plugins::build(overrides, &context, &mut problems)
     } else {
@@ -92,6 +112,7 @@ pub fn load(
         },
         origins: Origins::of(&settings),
         warnings,
+        upgrade,
     })
 }
 
@@ -164,6 +185,7 @@ fn type_core(
                 _ => LogFormat::Auto,
             },
         },
+        supervision: type_supervision(top.section("supervision")),
         limits,
         plugins: Vec::new(),
     }
@@ -182,6 +204,16 @@ fn type_storage(section: View<'_>) -> Storage {
             Some("normal") => Durability::Normal,
             _ => Durability::Full,
         },
+    }
+}
+
+fn type_supervision(section: View<'_>) -> Supervision {
+    let is_on = |layer| section.switch(layer).unwrap_or(true);
+    Supervision {
+        parent_death_signal: is_on("parent_death_signal"),
+        guardian: is_on("guardian"),
+        subreaper: is_on("subreaper"),
+        boot_sweep: is_on("boot_sweep"),
     }
 }
 

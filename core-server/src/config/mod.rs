@@ -1,4 +1,5 @@
-//! The configuration: read once, checked as a whole, typed, trusted afterwards.
+//! The configuration: read at the start and with each reload, checked as a whole, typed, trusted
+//! afterwards.
 //!
 //! Owns: `core.toml`, `plugin.toml`, the names of environment variables and flags, every default and
 //! every bound ([`Limits`]). Does not own: what the settings mean to a component, nor whether a
@@ -20,7 +21,9 @@
 
 mod environment;
 mod error;
+mod fixed;
 mod flags;
+mod isolation;
 mod limits;
 mod load;
 mod origins;
@@ -34,6 +37,8 @@ mod shape;
 mod tests;
 mod tree;
 mod units;
+mod upgraded;
+mod upgrades;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,13 +48,16 @@ use crate::plugin_manager::Manifest;
 
 pub use environment::process_environment;
 pub use error::{Error, Origin, Problem, SourceFile};
+pub use fixed::needs_restart;
 pub use flags::Flags;
 pub use limits::{Limit, Limits};
-pub use load::{Loaded, load};
+pub use load::{Loaded, load, load_candidate};
 pub(crate) use origins::REDACTED;
 pub use origins::{Origins, Setting};
 pub use permissions::{CallPermission, Manage, Need, Permissions, ReadWrite};
 pub use schema::json_schemas;
+pub(crate) use settings::check_log_filter;
+pub use upgrades::{Candidate, Replaced, Upgrade, UpgradeSource, Upgrades};
 
 /// Read if it is there and no other is named.
 const DEFAULT_FILE: &str = "core.toml";
@@ -80,6 +88,8 @@ pub struct Config {
     pub operators: Vec<u32>,
     /// The core's own log.
     pub log: Log,
+    /// What keeps children from outliving the core.
+    pub supervision: Supervision,
     /// Bounds.
     pub limits: Limits,
     /// The enabled plugins, in order of name.
@@ -163,6 +173,31 @@ pub enum LogFormat {
     Json,
 }
 
+/// The layers that keep children from outliving the core. All are on; each can be switched off to see
+/// what the others do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supervision {
+    /// The kernel kills children with the core.
+    pub parent_death_signal: bool,
+    /// A guardian process kills what a killed core leaves.
+    pub guardian: bool,
+    /// The core adopts orphans of its plugins, ends them with their run, and reaps them.
+    pub subreaper: bool,
+    /// The core notes its children, and ends those that another core of this machine has left.
+    pub boot_sweep: bool,
+}
+
+impl Default for Supervision {
+    fn default() -> Self {
+        Self {
+            parent_death_signal: true,
+            guardian: true,
+            subreaper: true,
+            boot_sweep: true,
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -193,6 +228,7 @@ impl Default for Config {
             data_dir,
             operators: Vec::new(),
             log: Log::default(),
+            supervision: Supervision::default(),
             limits: Limits::default(),
             plugins: Vec::new(),
         }

@@ -1,5 +1,6 @@
 //! What a plugin asks for beyond its own area: `[permissions]` of its manifest, parsed. Deciding and
-//! enforcing are `security/`'s; of these only `env` acts already, when a child is spawned.
+//! enforcing are `security/`'s, but of `env`, which acts when a child is spawned. `manage` grants
+//! nothing yet: management is the operators' alone, and loading warns of it.
 
 use crate::types::Pattern;
 
@@ -28,7 +29,7 @@ pub struct Permissions {
     pub storage: ReadWrite,
     /// Keys of the state.
     pub state: ReadWrite,
-    /// Parts of the core's management.
+    /// Parts of the core's management. Grants nothing yet.
     pub manage: Vec<Manage>,
     /// Environment variables passed on from the core's own environment.
     pub env: Vec<String>,

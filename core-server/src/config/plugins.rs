@@ -17,9 +17,11 @@ use super::secrets::{Secrets, read_config};
 use super::settings;
 use super::shape::Checker;
 use super::tree::{Data, Entry, Node, Table, View, merge, parse};
+use super::upgraded;
+use super::upgrades::{self, Candidate, Upgrade, Upgrades};
 
 /// Name of a manifest.
-const MANIFEST_FILE: &str = "plugin.toml";
+pub(super) const MANIFEST_FILE: &str = "plugin.toml";
 
 /// Everything that building the list of plugins looks at.
 pub(super) struct Context<'a> {
@@ -29,6 +31,8 @@ pub(super) struct Context<'a> {
     /// Who says where the plugins are.
     pub(super) plugins_dir_origin: &'a Origin,
     pub(super) data_dir: &'a Path,
+    pub(super) upgrades: &'a Upgrades,
+    pub(super) candidate: Option<&'a Candidate>,
 }
 
 /// What came of it.
@@ -39,6 +43,8 @@ pub(super) struct Plugins {
     pub(super) effective: Table,
     /// Doubtful, but no reason to refuse.
     pub(super) warnings: Vec<Problem>,
+    /// How the candidate is to be kept.
+    pub(super) upgrade: Option<Upgrade>,
 }
 
 /// Finds, joins and types the plugins. `overrides` is the checked `[plugins]`.
@@ -60,6 +66,7 @@ pub(super) fn build(overrides: Table, context: &Context<'_>, problems: &mut Prob
             merge(&mut joined, manifest.table.clone());
         }
         let mut origin = manifest.map(|manifest| Origin::WholeFile(manifest.file.clone()));
+        let mut own = Table::new();
         if let Some(entry) = overrides.remove(name) {
             origin.get_or_insert_with(|| entry.key_origin.clone());
             if let Data::Table(table) = entry.node.data {
@@ -73,8 +80,30 @@ pub(super) fn build(overrides: Table, context: &Context<'_>, problems: &mut Prob
                     problems.add(&entry.key_origin, message);
                     continue;
                 }
-                merge(&mut joined, table);
+                merge(&mut joined, table.clone());
+                own = table;
             }
+        }
+        let configured = upgraded::configured(&joined);
+        let choice = upgrades::choose(&plugin, &configured, context.candidate, context.upgrades);
+        if choice.over {
+            let message = format!(
+                "the upgrade of plugin \"{name}\" is over: its configured program or version is \
+                 another now, and counts"
+            );
+            warnings.add(&context.upgrades.origin(context.cwd), message);
+        }
+        if let Some(source) = choice.source {
+            upgraded::upgrade(&plugin, source, &mut joined, own, context, problems);
+        }
+        if context
+            .candidate
+            .is_some_and(|candidate| candidate.plugin == plugin)
+        {
+            plugins.upgrade = choice.source.cloned().map(|source| Upgrade {
+                source,
+                replaces: configured,
+            });
         }
         let origin = origin.unwrap_or(Origin::Default);
         if View::new(&joined).switch("enabled") == Some(true) {
@@ -194,7 +223,7 @@ fn discover(context: &Context<'_>, problems: &mut Problems) -> Discovered {
 }
 
 /// Name and checked table, unless there is no name to speak of.
-fn read_manifest(
+pub(super) fn read_manifest(
     path: &Path,
     file: &std::sync::Arc<SourceFile>,
     context: &Context<'_>,
@@ -251,6 +280,7 @@ impl Builder<'_> {
         }
         let restart = self.restart();
         let on_loss = self.on_loss(&requires);
+        let (limits, sandbox) = super::isolation::read(self.section, self.secrets.problems);
         let kind = self.kind(&permissions)?;
         let text = |key| self.section.text(key).unwrap_or_default().to_owned();
         Some(Manifest {
@@ -264,6 +294,8 @@ impl Builder<'_> {
             on_loss,
             restart,
             timeouts: timeouts(self.section.section("timeouts")),
+            limits,
+            sandbox,
             permissions,
             config,
             config_secrets,
@@ -456,7 +488,8 @@ fn timeouts(section: View<'_>) -> Timeouts {
     }
 }
 
-/// Says what will keep the plugin from running, but may come right while the core runs.
+/// Says what will keep the plugin from running, but may come right while the core runs; and what it
+/// asks for in vain.
 fn warn(
     manifest: &Manifest,
     section: View<'_>,
@@ -481,6 +514,17 @@ fn warn(
             format!("plugin \"{name}\" will wait: it requires \"{required}\", which {why}");
         warnings.add(origin, message);
     }
+    if !manifest.permissions.manage.is_empty() {
+        let origin = match section.section("permissions").origin("manage") {
+            Origin::Default => origin.clone(),
+            origin => origin,
+        };
+        let message = format!(
+            "plugin \"{name}\" asks for permissions.manage, which grants nothing yet: only operators \
+             manage plugins"
+        );
+        warnings.add(&origin, message);
+    }
     if let Kind::Process(command) = &manifest.kind {
         let origin = match section.section("run").origin("command") {
             Origin::Default => origin.clone(),
@@ -494,7 +538,7 @@ fn warn(
     }
 }
 
-fn cannot_run(program: &Path, context: &Context<'_>) -> Option<&'static str> {
+pub(super) fn cannot_run(program: &Path, context: &Context<'_>) -> Option<&'static str> {
     let executable = |path: &Path| {
         path.metadata()
             .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)

@@ -47,6 +47,11 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
     ),
     Field::new("log", Shape::Section(&[LOG]), "The core's own log."),
     Field::new(
+        "supervision",
+        Shape::Section(&[SUPERVISION]),
+        "What keeps children from outliving the core.",
+    ),
+    Field::new(
         "limits",
         Shape::Section(&[limits::FIELDS]),
         "Bounds; see docs/reference/limits.md.",
@@ -118,6 +123,33 @@ const LOG: &[Field] = &[
     .preset(|| text("auto")),
 ];
 
+const SUPERVISION: &[Field] = &[
+    Field::new(
+        "parent_death_signal",
+        Shape::Switch,
+        "The kernel kills children with the core.",
+    )
+    .preset(|| Data::Switch(true)),
+    Field::new(
+        "guardian",
+        Shape::Switch,
+        "A second process kills what a killed core leaves.",
+    )
+    .preset(|| Data::Switch(true)),
+    Field::new(
+        "subreaper",
+        Shape::Switch,
+        "The core adopts orphans of its plugins, ends them with their run, and reaps them.",
+    )
+    .preset(|| Data::Switch(true)),
+    Field::new(
+        "boot_sweep",
+        Shape::Switch,
+        "The core notes its children in run-state.json, and ends those that an earlier core left.",
+    )
+    .preset(|| Data::Switch(true)),
+];
+
 const NAME: &[Field] = &[Field::new(
     "name",
     Shape::Text(&PLUGIN_NAME),
@@ -165,7 +197,16 @@ const PLUGIN: &[Field] = &[
         Shape::Section(&[TIMEOUTS]),
         "Time limits of the steps of its life.",
     ),
-    Field::new("limits", Shape::Section(&[]), "None is implemented yet."),
+    Field::new(
+        "limits",
+        Shape::Section(&[RESOURCES]),
+        "What its processes may use; see docs/reference/sandbox.md.",
+    ),
+    Field::new(
+        "sandbox",
+        Shape::Section(&[SANDBOX]),
+        "As whom they run, and which files they reach; see docs/reference/sandbox.md.",
+    ),
     Field::new(
         "permissions",
         Shape::Section(&[PERMISSIONS]),
@@ -273,7 +314,7 @@ const TIMEOUTS: &[Field] = &[
     Field::new(
         "start_max",
         Shape::Time(ANY_TIME),
-        "What extensions may add to that in all.",
+        "on_load and on_start together, with all extensions.",
     )
     .preset(|| Data::Time(Timeouts::default().start_max)),
     Field::new(
@@ -296,6 +337,69 @@ const TIMEOUTS: &[Field] = &[
         "A lost channel may come back for so long.",
     )
     .preset(|| Data::Time(Timeouts::default().suspend)),
+];
+
+const RESOURCES: &[Field] = &[
+    Field::new(
+        "memory",
+        Shape::Size(1 << 20..=1 << 50),
+        "Memory of its processes together. An integer counts bytes.",
+    ),
+    Field::new(
+        "pids",
+        Shape::Integer(1..=4_194_304),
+        "Its processes and threads together.",
+    ),
+    Field::new(
+        "cpu_weight",
+        Shape::Integer(1..=10_000),
+        "Its share of the processor while others want it too; without, it is 100.",
+    ),
+    Field::new(
+        "open_files",
+        Shape::Integer(16..=1 << 30),
+        "Open files of each of its processes.",
+    ),
+    Field::new(
+        "required",
+        Shape::List(
+            &Shape::Choice(&["memory", "pids", "cpu_weight", "open_files"]),
+            Repeats::Refused,
+        ),
+        "Limits that the kernel must keep, or the plugin does not start.",
+    )
+    .preset(none),
+];
+
+const SANDBOX: &[Field] = &[
+    Field::new(
+        "user",
+        Shape::Text(&ACCOUNT),
+        "Name or number of the user it runs as. The core must be root.",
+    ),
+    Field::new(
+        "group",
+        Shape::Text(&ACCOUNT),
+        "Name or number of its group; default: the user's.",
+    ),
+    Field::new(
+        "landlock",
+        Shape::Switch,
+        "Closes files to it, but what programs need to run, its data directory, and the paths below. \
+         Default: true when there are such paths.",
+    ),
+    Field::new(
+        "read",
+        PATHS,
+        "Paths that it may read besides, and run programs from.",
+    ),
+    Field::new("write", PATHS, "Paths that it may read and write besides."),
+    Field::new(
+        "required",
+        Shape::Switch,
+        "It does not start unless all of this is in force.",
+    )
+    .preset(|| Data::Switch(false)),
 ];
 
 const PERMISSIONS: &[Field] = &[
@@ -332,7 +436,7 @@ const PERMISSIONS: &[Field] = &[
     Field::new(
         "manage",
         Shape::List(&Shape::Choice(MANAGE), Repeats::Refused),
-        "Parts of the core's management that it may use.",
+        "Parts of the core's management that it may use. Grants nothing yet.",
     )
     .preset(none),
     Field::new(
@@ -350,6 +454,7 @@ const NAMESPACES: Shape = Shape::List(&Shape::Text(&NAMESPACE_PATTERN), Repeats:
 const ADDRESSES: Shape = Shape::List(&Shape::Text(&ADDRESS), Repeats::Refused);
 const ARGUMENTS: Shape = Shape::List(&Shape::Text(&ANY), Repeats::Allowed);
 const VARIABLES: Shape = Shape::List(&Shape::Text(&VARIABLE), Repeats::Refused);
+const PATHS: Shape = Shape::List(&Shape::Path, Repeats::Allowed);
 const PLUGIN_NAMES: Shape = Shape::List(&Shape::Text(&PLUGIN_NAME), Repeats::Refused);
 
 fn none() -> Data {
@@ -372,6 +477,17 @@ static PLUGIN_NAME: Rule = Rule {
             .map_err(|error| error.to_string())
     },
     pattern: Some("^[a-z][a-z0-9_-]{0,47}$"),
+};
+
+static ACCOUNT: Rule = Rule {
+    check: |text| {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.@".contains(&byte);
+        if !text.is_empty() && text.bytes().all(good) {
+            return Ok(());
+        }
+        Err(format!("\"{text}\" is neither a name nor a number"))
+    },
+    pattern: Some("^[A-Za-z0-9_.@-]+$"),
 };
 
 static VARIABLE: Rule = Rule {
@@ -444,13 +560,13 @@ static NAMESPACE_PATTERN: Rule = Rule {
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 static LOG_FILTER: Rule = Rule {
-    check: log_filter,
+    check: check_log_filter,
     pattern: None,
 };
 
 /// The library takes an unknown bare word for the name of a target, and then logs nothing else: a
 /// slip of the pen would silence the log.
-fn log_filter(text: &str) -> Result<(), String> {
+pub(crate) fn check_log_filter(text: &str) -> Result<(), String> {
     if !text.contains('[') {
         for directive in text.split(',').map(str::trim) {
             let level = directive

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::status;
+use crate::channel::LastRead;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::security::{Admitted, Caller, Credential, Gatekeeper, Peer, Presented};
 
@@ -49,6 +50,11 @@ impl<S> Gate<S> {
                 request.extensions_mut().insert(credential);
             }
             Admitted::Caller(caller) => {
+                if let (Some(run), Some(connection)) =
+                    (&caller.run, request.extensions().get::<LastRead>())
+                {
+                    run.came_over(connection);
+                }
                 request.extensions_mut().insert(caller);
             }
         }

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::convert::time_to_proto;
 use super::unary;
 use crate::config::Limit;
+use crate::supervisor::custody::Custody;
 use crate::types::{Epoch, Source};
 
 /// What does not change while the core runs.
@@ -29,6 +30,8 @@ pub(crate) struct Information {
     pub storage: (String, String),
     /// Bounds in force.
     pub limits: Vec<Limit>,
+    /// Knows what keeps children from outliving the core.
+    pub custody: Custody,
 }
 
 /// One number, when it is asked for.
@@ -93,6 +96,12 @@ impl introspection_server::Introspection for Api {
                         unit: limit.unit.to_owned(),
                         at_limit: limit.at_limit.to_owned(),
                     })
+                    .collect(),
+                orphan_layers: information
+                    .custody
+                    .layers()
+                    .into_iter()
+                    .map(str::to_owned)
                     .collect(),
             })
         })

@@ -22,6 +22,7 @@ mod status;
 mod storage;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use core_proto::{FILE_DESCRIPTOR_SET, servers};
 use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::HealthServer;
@@ -42,13 +44,14 @@ use crate::channel::Closed;
 use crate::config::Limits;
 use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
 use crate::event_bus::EventBus;
-use crate::plugin_manager::PluginManager;
+use crate::plugin_manager::{PluginInfo, PluginManager, Reloaded};
 use crate::routing::Router;
 use crate::security::{Caller, Gatekeeper};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
 use crate::storage::Storage;
 use crate::task::TaskScope;
+use crate::telemetry::logging;
 use gate::Gate;
 
 /// What the services stand on.
@@ -59,6 +62,8 @@ pub(crate) struct Kernel {
     pub(crate) state: StateEngine,
     pub(crate) storage: Storage,
     pub(crate) manager: PluginManager,
+    pub(crate) reload: Reload,
+    pub(crate) upgrade: Upgrade,
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) scope: TaskScope,
     pub(crate) limits: Limits,
@@ -66,7 +71,19 @@ pub(crate) struct Kernel {
     pub(crate) metrics: ReadMetrics,
     pub(crate) channel_stats: Arc<ChannelStats>,
     pub(crate) health: HealthReporter,
+    pub(crate) log: Option<logging::Control>,
 }
+
+/// Reads the configuration again and applies it. The runtime knows how.
+pub(crate) type Reload =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Reloaded, Failure>> + Send + Sync>;
+
+/// Puts another version in a plugin's place: its name, an absolute path, by when to answer.
+pub(crate) type Upgrade = Arc<
+    dyn Fn(String, PathBuf, Instant) -> BoxFuture<'static, Result<PluginInfo, Failure>>
+        + Send
+        + Sync,
+>;
 
 /// All services behind the gate.
 pub(crate) type Routes = Gate<tonic::service::Routes>;
@@ -123,7 +140,10 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
     };
     let plugin_manager = plugin_manager::Api {
         manager: kernel.manager,
+        reload: kernel.reload,
+        upgrade: kernel.upgrade,
         scope,
+        log: kernel.log,
     };
     let introspection = introspection::Api {
         information: Arc::new(kernel.information),
@@ -157,7 +177,11 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         .add_service(limited!(EventBusServer<_>, event_bus))
         .add_service(limited!(IntrospectionServer<_>, introspection))
         .add_service(limited!(PluginChannelServer<_>, plugin_channel))
-        .add_service(limited!(PluginManagerServer<_>, plugin_manager))
+        .add_service(
+            // Empty records are 80 times as large in memory as on the wire.
+            limited!(PluginManagerServer<_>, plugin_manager)
+                .max_decoding_message_size(limits.message_bytes.min(MANAGER_MESSAGE_BYTES)),
+        )
         .add_service(limited!(ServiceRegistryServer<_>, service_registry))
         .add_service(limited!(StateEngineServer<_>, state_engine))
         .add_service(limited!(StorageServer<_>, storage));
@@ -167,6 +191,8 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
 /// Requests of health and reflection are names. Health is open to anybody: nobody unknown may make the
 /// core hold a large message.
 const SMALL_MESSAGE_BYTES: usize = 4 << 10;
+/// Largest request to the plugin manager: a batch of log lines.
+const MANAGER_MESSAGE_BYTES: usize = 1 << 20;
 
 /// What a frame of the channel may add to the message in it, amply.
 const FRAME_BYTES: usize = 1 << 10;

@@ -19,12 +19,13 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{BadField, channel, check_size};
 use super::requests::{Answer, Requests};
 use super::{gate, status};
-use crate::channel::{ChannelId, Closed, Inbound, Outbound, Outbox, RequestFrame, Run};
+use crate::channel::{ChannelId, Closed, Inbound, LastRead, Outbound, Outbox, RequestFrame, Run};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::event_bus::MAX_TRACEPARENT_BYTES;
 use crate::plugin_manager::PluginManager;
 use crate::routing::{CallTicket, Router};
 use crate::security::{Caller, Gatekeeper};
+use crate::stall;
 use crate::task::TaskScope;
 
 /// What this service refuses by itself.
@@ -130,8 +131,9 @@ impl plugin_channel_server::PluginChannel for Api {
         if self.scope.stop_token().is_cancelled() {
             return Err(status::from_failure(Closed::ShuttingDown));
         }
+        let connection = request.extensions().get::<LastRead>().cloned();
         let mut messages = request.into_inner();
-        let first = tokio::time::timeout(self.limits.hello_timeout, messages.message()).await;
+        let first = stall::timeout(self.limits.hello_timeout, messages.message()).await;
         let limit = self.limits.hello_timeout;
         let first = first.map_err(|_| status::from_failure(Error::HelloTimeout { limit }))?;
         let first = first.map_err(|status| {
@@ -148,6 +150,9 @@ impl plugin_channel_server::PluginChannel for Api {
         let (outbox, frames) = Outbox::new(self.limits.outbox_bytes);
         let admitted = self.manager.open(credential, hello, outbox.clone()).await;
         let admitted = admitted.map_err(status::from_failure)?;
+        if let Some(connection) = connection {
+            admitted.run.came_over(&connection);
+        }
         let reader = Reader {
             api: self.clone(),
             caller: self.gatekeeper.channel_caller(&admitted.run),
@@ -249,6 +254,9 @@ impl Reader {
             }
             Inbound::ExtendDeadline { hook_id, by } => manager.extend(run, channel, hook_id, by),
             Inbound::Health { degraded } => manager.health(run, channel, degraded),
+            Inbound::ConfigResult { revision, verdict } => {
+                manager.config_result(run, channel, revision, verdict);
+            }
             Inbound::Unknown | Inbound::Bye { .. } => {
                 self.api
                     .stats

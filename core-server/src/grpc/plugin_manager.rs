@@ -1,31 +1,43 @@
 //! `PluginManager`.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use core_proto::servers::plugin_manager_server;
 use core_proto::v1;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{BadField, page_size, plugins, time, up_to_page_bytes};
 use super::{gate, status};
-use crate::error::Failure;
-use crate::plugin_manager::{Error, PluginInfo, PluginManager, WatchItem};
+use crate::channel::Run;
+use crate::error::{Classify, ErrorKind, Failure, Reason};
+use crate::plugin_manager::{Error, PluginInfo, PluginKind, PluginManager, WatchItem};
 use crate::security::{self, Caller};
-use crate::supervisor::output::{Level, LogQuery};
+use crate::supervisor::output::{Level, LogQuery, Verbosity};
 use crate::task::TaskScope;
+use crate::telemetry::logging;
 use crate::types::{PluginName, Source};
 
 /// Deadline of a lifecycle request that gives none: the longest start and the longest stop, and some.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Deadline of an upgrade that gives none.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(300);
+/// The name under which `SetLogLevel` means the core; no plugin can have it.
+const CORE: &str = "core";
 /// Records of one message of `Logs`.
 const RECORDS_AT_ONCE: usize = 100;
 
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) manager: PluginManager,
+    pub(super) reload: super::Reload,
+    pub(super) upgrade: super::Upgrade,
     pub(super) scope: TaskScope,
+    /// The core's own log, where it is the core's.
+    pub(super) log: Option<logging::Control>,
 }
 
 impl Api {
@@ -35,6 +47,62 @@ impl Api {
             error: result.err().map(|error| status::body(&error.into())),
         }
     }
+}
+
+impl Api {
+    /// The run whose lines are sent. What a child writes is read anyway: it may not be told twice.
+    fn pusher(&self, caller: &Caller) -> Result<Arc<Run>, Failure> {
+        let refused = |caller: String| security::Error::NotAllowed {
+            method: "PluginManager/PushLogs".to_owned(),
+            caller,
+            advice: "; what a child process writes to stdout and stderr is read by the core",
+        };
+        let Some(run) = &caller.run else {
+            return Err(refused(caller.source.as_str().to_owned()).into());
+        };
+        if self.manager.get(run.plugin().as_str())?.kind == PluginKind::Process {
+            return Err(refused(format!("child process \"{}\"", run.plugin())).into());
+        }
+        Ok(Arc::clone(run))
+    }
+
+    fn core_level(&self, level: Option<&str>) -> Result<String, Failure> {
+        let Some(log) = &self.log else {
+            return Err(CoreLogShared.into());
+        };
+        if let Some(filter) = level {
+            log.set(filter).map_err(|error| BadField::Malformed {
+                field: "level",
+                why: crate::error::chain(&error),
+            })?;
+            tracing::info!(level = log.filter(), "the log level was set");
+        }
+        Ok(log.filter())
+    }
+}
+
+/// The core's log is not the core's.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this core is embedded: it writes to the log of the program around it, with the level of that"
+)]
+struct CoreLogShared;
+
+impl Classify for CoreLogShared {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::FailedPrecondition
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::LogShared
+    }
+}
+
+fn verbosity(word: &str) -> Result<Verbosity, BadField> {
+    Verbosity::parse(word).ok_or_else(|| BadField::Malformed {
+        field: "level",
+        why: format!("\"{word}\" is none of off, error, warn, info, debug, trace"),
+    })
 }
 
 fn deadline(caller: &Caller) -> Instant {
@@ -107,8 +175,12 @@ impl plugin_manager_server::PluginManager for Api {
         let name = request.into_inner().name;
         own_or_operator(&caller, &name).map_err(status::from_failure)?;
         let info = self.manager.get(&name).map_err(status::from_failure)?;
+        let mut info = plugins::info(info);
+        let crashes = self.manager.crash_reports(&name);
+        info.crash_reports =
+            up_to_page_bytes(crashes.iter().map(|report| plugins::crash_report(report)));
         Ok(Response::new(v1::PluginManagerGetResponse {
-            plugin: Some(plugins::info(info)),
+            plugin: Some(info),
         }))
     }
 
@@ -175,6 +247,37 @@ impl plugin_manager_server::PluginManager for Api {
         Ok(Response::new(v1::PluginManagerStopAllResponse { results }))
     }
 
+    async fn reload(
+        &self,
+        request: Request<v1::PluginManagerReloadRequest>,
+    ) -> Result<Response<v1::PluginManagerReloadResponse>, Status> {
+        // Whoever asks may go away: what was begun goes on in the worker.
+        let work = async |_: Caller, _| Ok(plugins::reloaded((self.reload)().await?));
+        super::unary(request, work).await
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<v1::PluginManagerUpgradeRequest>,
+    ) -> Result<Response<v1::PluginManagerUpgradeResponse>, Status> {
+        let caller = gate::caller(&request)?;
+        let deadline = caller
+            .deadline
+            .unwrap_or_else(|| Instant::now() + UPGRADE_TIMEOUT);
+        let request = request.into_inner();
+        let path = PathBuf::from(request.path);
+        if !path.is_absolute() {
+            let why = "it is to be an absolute path on the core's machine".to_owned();
+            let bad = BadField::Malformed { field: "path", why };
+            return Err(status::from_failure(bad));
+        }
+        let upgraded = (self.upgrade)(request.name, path, deadline).await;
+        let info = upgraded.map_err(status::from_failure)?;
+        Ok(Response::new(v1::PluginManagerUpgradeResponse {
+            plugin: Some(plugins::info(info)),
+        }))
+    }
+
     type WatchStream = super::ResponseStream<v1::PluginManagerWatchResponse>;
 
     async fn watch(
@@ -184,16 +287,18 @@ impl plugin_manager_server::PluginManager for Api {
         use v1::plugin_manager_watch_response::Item;
         let caller = gate::caller(&request)?;
         let names = request.into_inner().names;
-        let wanted = move |info: &PluginInfo| {
-            names.is_empty() || names.iter().any(|name| name == info.name.as_str())
+        let listed = move |plugin: &PluginName| {
+            names.is_empty() || names.iter().any(|name| name == plugin.as_str())
         };
         let items = self.manager.watch().filter_map(move |item| {
             let item = match item {
-                WatchItem::Plugin(info) if wanted(&info) => {
+                WatchItem::Plugin(info) if listed(&info.name) => {
                     Some(Item::Plugin(plugins::info(*info)))
                 }
                 WatchItem::Plugin(_) => None,
                 WatchItem::SnapshotEnd => Some(Item::SnapshotEnd(true)),
+                WatchItem::Removed(name) if listed(&name) => Some(Item::Removed(name.to_string())),
+                WatchItem::Removed(_) => None,
             };
             let response = |item| Ok(v1::PluginManagerWatchResponse { item: Some(item) });
             std::future::ready(item.map(response))
@@ -234,5 +339,48 @@ impl plugin_manager_server::PluginManager for Api {
             Ok(v1::PluginManagerLogsResponse { records })
         });
         Ok(Response::new(super::stream(batches, &caller, &self.scope)))
+    }
+
+    async fn push_logs(
+        &self,
+        request: Request<Streaming<v1::PluginManagerPushLogsRequest>>,
+    ) -> Result<Response<v1::PluginManagerPushLogsResponse>, Status> {
+        let caller = gate::caller(&request)?;
+        let run = self.pusher(&caller).map_err(status::from_failure)?;
+        let ended = super::ended(&caller, &self.scope);
+        let mut batches = request.into_inner();
+        let mut answer = v1::PluginManagerPushLogsResponse::default();
+        let take = async {
+            while let Some(batch) = batches.message().await? {
+                let records = batch.records.into_iter().map(plugins::pushed);
+                let taken = self.manager.push_logs(&run, records);
+                let (accepted, suppressed) = taken.map_err(status::from_failure)?;
+                answer.accepted += accepted;
+                answer.suppressed += suppressed.lines;
+            }
+            Ok::<(), Status>(())
+        };
+        tokio::select! {
+            taken = take => taken?,
+            failure = ended => return Err(status::from_failure(failure)),
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<v1::PluginManagerSetLogLevelRequest>,
+    ) -> Result<Response<v1::PluginManagerSetLogLevelResponse>, Status> {
+        super::unary(request, async |_, request| {
+            let level = if request.name == CORE {
+                self.core_level(request.level.as_deref())?
+            } else {
+                let level = request.level.as_deref().map(verbosity).transpose()?;
+                let level = self.manager.set_log_level(&request.name, level).await?;
+                level.as_str().to_owned()
+            };
+            Ok(v1::PluginManagerSetLogLevelResponse { level })
+        })
+        .await
     }
 }

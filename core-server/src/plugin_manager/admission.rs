@@ -16,8 +16,9 @@ use crate::channel::{
 use crate::error::Failure;
 use crate::security::{Action, Credential};
 use crate::service_registry::ServiceDescription;
-use crate::supervisor::heartbeat::Heartbeat;
 use crate::supervisor::lifecycle::{Event, Phase, RunEvent};
+use crate::supervisor::liveness::Liveness;
+use crate::supervisor::output::Verbosity;
 use crate::types::{PluginName, Source};
 
 /// When a plugin that is not wanted may ask again.
@@ -115,6 +116,7 @@ impl Worker {
         // The machine counts the same way when it hears of the channel.
         let run = Run::new(name.clone(), plugin.state.generation().next());
         plugin.run = Some(std::sync::Arc::clone(&run));
+        plugin.note_run();
         self.work.runs.insert(std::sync::Arc::clone(&run));
         self.shared.reports.begin(&run);
         run
@@ -153,7 +155,7 @@ impl Worker {
             Joining::New => self.register(&run, &hello),
             Joining::Resumed => Vec::new(),
         };
-        let interval = hello.heartbeat.then_some(self.config.heartbeat);
+        let interval = hello.heartbeat.then_some(self.config.liveness.interval);
         let plugin = self
             .plugins
             .get_mut(&name)
@@ -165,18 +167,30 @@ impl Worker {
             generation: run.generation(),
             wire_version,
             heartbeat_interval: interval,
+            live_config: hello.live_config,
             config: Bytes::from(config),
-            config_revision: 1,
+            config_revision: plugin.config_revision,
             refused,
             resumed: joining == Joining::Resumed,
             max_message_bytes: self.config.max_message_bytes,
             max_payload_bytes: self.config.max_payload_bytes,
         };
         sent(outbox.push(Outbound::Welcome(Box::new(welcome))));
-        let nonce = plugin.heartbeat.as_ref().map_or(0, Heartbeat::sent);
-        let nonce = nonce.max(run.last_pong().map_or(0, |(nonce, _)| nonce));
-        plugin.heartbeat = interval.map(|interval| Heartbeat::new(interval, nonce, now));
+        if plugin.log_level != Verbosity::Default {
+            let level = plugin.log_level.as_str();
+            sent(outbox.push(Outbound::LogLevel { level }));
+        }
+        let nonce = plugin.liveness.as_ref().map_or(0, Liveness::sent);
+        plugin.liveness = hello
+            .heartbeat
+            .then(|| Liveness::new(self.config.liveness, nonce, now));
+        plugin.live_config = hello.live_config;
         plugin.said = Said::from(&hello);
+        match joining {
+            // It began before this configuration, perhaps; `Welcome` has brought it.
+            Joining::New => plugin.note_run(),
+            Joining::Resumed => plugin.send_offer(),
+        }
         let resumable = !hello.instance.is_empty();
         let event = match joining {
             Joining::New => Event::Opened {

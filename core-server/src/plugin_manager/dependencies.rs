@@ -9,6 +9,8 @@ use crate::types::PluginName;
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     requires: BTreeMap<PluginName, BTreeSet<PluginName>>,
+    /// The same edges from their other ends.
+    dependents: BTreeMap<PluginName, BTreeSet<PluginName>>,
 }
 
 impl Graph {
@@ -23,7 +25,23 @@ impl Graph {
 
     /// Says anew what a plugin requires.
     pub fn set(&mut self, plugin: PluginName, requires: impl IntoIterator<Item = PluginName>) {
-        self.requires.insert(plugin, requires.into_iter().collect());
+        let requires: BTreeSet<_> = requires.into_iter().collect();
+        for required in &requires {
+            let dependents = self.dependents.entry(required.clone()).or_default();
+            dependents.insert(plugin.clone());
+        }
+        let before = self.requires.insert(plugin.clone(), requires);
+        let now = &self.requires[&plugin];
+        for lost in before.iter().flatten().filter(|name| !now.contains(*name)) {
+            if let Some(dependents) = self.dependents.get_mut(lost) {
+                dependents.remove(&plugin);
+            }
+        }
+    }
+
+    /// Takes a plugin out. Others may still require it: it is unknown to them then.
+    pub fn remove(&mut self, plugin: &PluginName) {
+        self.requires.remove(plugin);
     }
 
     /// What a plugin requires, in order of name.
@@ -33,10 +51,7 @@ impl Graph {
 
     /// Who requires a plugin, in order of name.
     pub fn dependents(&self, plugin: &str) -> impl Iterator<Item = &PluginName> {
-        self.requires
-            .iter()
-            .filter(move |(_, requires)| requires.contains(plugin))
-            .map(|(name, _)| name)
+        self.dependents.get(plugin).into_iter().flatten()
     }
 
     /// The shortest circle through a plugin, beginning and ending with it.

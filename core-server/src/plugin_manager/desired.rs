@@ -2,10 +2,10 @@
 //! database. Not in Storage: the plugin manager must work when Storage does not.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::{Outlives, write_atomically};
 use crate::supervisor::lifecycle::PluginState;
 use crate::types::PluginName;
 
@@ -17,7 +17,10 @@ const FILE_NAME: &str = "desired.json";
 pub(super) struct DesiredFile {
     /// `None`: nothing is kept.
     path: Option<PathBuf>,
+    /// In force.
     wanted: BTreeMap<PluginName, PluginState>,
+    /// What stands in the file.
+    written: BTreeMap<PluginName, PluginState>,
 }
 
 impl DesiredFile {
@@ -28,6 +31,7 @@ impl DesiredFile {
             return Self {
                 path: None,
                 wanted: BTreeMap::new(),
+                written: BTreeMap::new(),
             };
         }
         let path = data_dir.join(FILE_NAME);
@@ -45,6 +49,7 @@ impl DesiredFile {
         };
         Self {
             path: Some(path),
+            written: wanted.clone(),
             wanted,
         }
     }
@@ -53,35 +58,42 @@ impl DesiredFile {
         self.wanted.get(plugin).copied()
     }
 
-    /// Writes what has changed. Plugins that are not known now keep their entry.
+    /// Whether this is in force and, where anything is kept, written.
+    pub(super) fn keeps(&self, plugin: &PluginName, state: PluginState) -> bool {
+        let kept = self.path.is_none() || self.written.get(plugin) == Some(&state);
+        kept && self.get(plugin) == Some(state)
+    }
+
+    /// Writes what has changed, and what could not be written before. Plugins that are not known now keep
+    /// their entry.
     ///
     /// This waits for the disk, inside the worker and before the request is answered: requests are
     /// rare, the file is tiny, and what was acknowledged must stand after a power cut.
     pub(super) fn set(&mut self, changes: impl IntoIterator<Item = (PluginName, PluginState)>) {
-        let mut changed = false;
+        let mut asked = false;
         for (plugin, state) in changes {
-            changed |= self.wanted.insert(plugin, state) != Some(state);
+            asked = true;
+            self.wanted.insert(plugin, state);
         }
-        if changed
-            && let Some(path) = &self.path
-            && let Err(error) = self.write(path)
-        {
-            tracing::error!(
+        let Some(path) = self.path.as_ref().filter(|_| asked) else {
+            return;
+        };
+        if self.wanted == self.written {
+            return;
+        }
+        match self.write(path) {
+            Ok(()) => self.written.clone_from(&self.wanted),
+            Err(error) => tracing::error!(
                 path = %path.display(), %error,
-                "what is wanted of the plugins was not kept; it holds until the core ends"
-            );
+                "what is wanted of the plugins was not kept; it holds until the core ends, and is written \
+                 when one of them is next asked for something"
+            ),
         }
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
-        let temporary = path.with_extension("json.new");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.wanted)?)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
+        let content = serde_json::to_vec_pretty(&self.wanted)?;
+        write_atomically(path, &content, Outlives::Power)
     }
 }
 
@@ -100,5 +112,22 @@ mod tests {
         assert_eq!(again.get(&lamp), Some(PluginState::Stopped));
         std::fs::write(directory.path().join(FILE_NAME), b"{").expect("written");
         assert_eq!(DesiredFile::open(directory.path(), true).get(&lamp), None);
+    }
+
+    #[test]
+    fn what_was_not_written_is_in_force_and_is_written_when_it_is_set_again() {
+        let home = tempfile::tempdir().expect("a directory");
+        let data = home.path().join("data");
+        let lamp = PluginName::parse("lamp").expect("good");
+        let mut file = DesiredFile::open(&data, true);
+        std::fs::write(&data, "in the way").expect("written");
+        file.set([(lamp.clone(), PluginState::Stopped)]);
+        assert_eq!(file.get(&lamp), Some(PluginState::Stopped));
+        assert!(!file.keeps(&lamp, PluginState::Stopped));
+        std::fs::remove_file(&data).expect("removed");
+        file.set([(lamp.clone(), PluginState::Stopped)]);
+        assert!(file.keeps(&lamp, PluginState::Stopped));
+        let again = DesiredFile::open(&data, true);
+        assert_eq!(again.get(&lamp), Some(PluginState::Stopped));
     }
 }

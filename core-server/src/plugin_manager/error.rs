@@ -98,6 +98,30 @@ pub enum Error {
         /// How long.
         retry_after: Duration,
     },
+    /// Its lines go to the core's log.
+    #[error(
+        "plugin \"{plugin}\" is embedded: it writes to the log of the program around it, with the level of that"
+    )]
+    LogShared {
+        /// Which.
+        plugin: PluginName,
+    },
+    /// It cannot be upgraded here.
+    #[error("plugin \"{plugin}\" cannot be upgraded by the core: {why}")]
+    NotUpgradable {
+        /// Which.
+        plugin: PluginName,
+        /// Why, and where it can be.
+        why: &'static str,
+    },
+    /// The new version failed, and the one before was taken back.
+    #[error("the new version of plugin \"{plugin}\" failed ({cause}); the one before runs again")]
+    RolledBack {
+        /// Which.
+        plugin: PluginName,
+        /// Why.
+        cause: String,
+    },
     /// The core stops.
     #[error("the core is stopping")]
     ShuttingDown,
@@ -116,9 +140,12 @@ impl Classify for Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NoSuchPlugin { .. } => ErrorKind::NotFound,
-            Self::WrongState { .. } | Self::DependencyCycle { .. } | Self::PluginFailed { .. } => {
-                ErrorKind::FailedPrecondition
-            }
+            Self::WrongState { .. }
+            | Self::DependencyCycle { .. }
+            | Self::PluginFailed { .. }
+            | Self::LogShared { .. }
+            | Self::NotUpgradable { .. }
+            | Self::RolledBack { .. } => ErrorKind::FailedPrecondition,
             Self::Superseded { .. } => ErrorKind::Aborted,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::AlreadyConnected { .. } => ErrorKind::AlreadyExists,
@@ -137,10 +164,13 @@ impl Classify for Error {
             Self::DependencyCycle { .. } => Reason::DependencyCycle,
             Self::Superseded { .. } => Reason::Superseded,
             Self::PluginFailed { .. } => Reason::PluginFailed,
+            Self::NotUpgradable { .. } => Reason::UpgradeRefused,
+            Self::RolledBack { .. } => Reason::UpgradeRolledBack,
             Self::Deadline { .. } => Reason::Deadline,
             Self::AlreadyConnected { .. } => Reason::AlreadyConnected,
             Self::NotWanted { .. } => Reason::NotWanted,
             Self::Backoff { .. } => Reason::Backoff,
+            Self::LogShared { .. } => Reason::LogShared,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::BadCredential { .. } => Reason::BadCredential,
             Self::WireVersion(error) => error.reason(),
@@ -167,6 +197,7 @@ impl Classify for Error {
                     ("cause", cause.clone()),
                 ]
             }
+            Self::RolledBack { cause, .. } => vec![("cause", cause.clone())],
             Self::Deadline { phase, .. } => vec![("phase", phase.as_str().to_owned())],
             Self::WireVersion(error) => error.metadata(),
             _ => Vec::new(),
@@ -193,10 +224,13 @@ impl Error {
             Self::WrongState { plugin, .. }
             | Self::Superseded { plugin }
             | Self::PluginFailed { plugin, .. }
+            | Self::NotUpgradable { plugin, .. }
+            | Self::RolledBack { plugin, .. }
             | Self::Deadline { plugin, .. }
             | Self::AlreadyConnected { plugin, .. }
             | Self::NotWanted { plugin, .. }
             | Self::Backoff { plugin, .. }
+            | Self::LogShared { plugin }
             | Self::BadCredential { plugin } => Some(plugin),
             Self::NoSuchPlugin { .. }
             | Self::DependencyCycle { .. }

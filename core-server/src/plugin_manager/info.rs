@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_stream::Stream;
 
+use super::{Kind, RestartPolicy};
+use crate::supervisor::isolation::Isolation;
 use crate::supervisor::lifecycle::{Phase, PluginState};
+use crate::supervisor::output::Verbosity;
 use crate::types::{Generation, PluginName, RunId};
 
 /// Where a plugin runs.
@@ -23,6 +26,16 @@ pub enum PluginKind {
     Remote,
     /// Inside the core's process.
     Embedded,
+}
+
+impl From<&Kind> for PluginKind {
+    fn from(kind: &Kind) -> Self {
+        match kind {
+            Kind::Process(_) => Self::Process,
+            Kind::Remote { .. } => Self::Remote,
+            Kind::Embedded => Self::Embedded,
+        }
+    }
 }
 
 /// One plugin with everything that is known of it; see `plugin_manager.proto` for each field.
@@ -58,6 +71,8 @@ pub struct PluginInfo {
     pub last_exit: Option<LastExit>,
     /// Process id of a child; 0: none.
     pub pid: u32,
+    /// What a child was kept to in the current or last run; absent before the first.
+    pub isolation: Option<Isolation>,
     /// What it requires.
     pub requires: Vec<PluginName>,
     /// What it wants.
@@ -68,8 +83,20 @@ pub struct PluginInfo {
     pub subscriptions: Vec<String>,
     /// The library of its last `Hello`.
     pub sdk: String,
+    /// How much it is asked to log.
+    pub log_level: Verbosity,
+    /// Failures since it was last stable.
+    pub failures: u32,
+    /// Lines that were written too fast; filled when asked for.
+    pub suppressed_lines: u64,
+    /// When it runs again by itself.
+    pub restart: RestartPolicy,
     /// The live run.
     pub run: Option<RunId>,
+    /// Number of the configuration in force.
+    pub config_revision: u64,
+    /// Why the plugin did not take the newest one; may be empty.
+    pub config_rejected: String,
 }
 
 /// How a run ended.
@@ -98,13 +125,26 @@ pub enum WatchItem {
     Plugin(Box<PluginInfo>),
     /// Everything that was there has been told. Once.
     SnapshotEnd,
+    /// It is not there any more.
+    Removed(PluginName),
+}
+
+/// Removals that are remembered for watchers who have not heard of them yet. Beyond that the oldest
+/// is forgotten: a watcher that is so far behind misses it.
+const MAX_REMOVED: usize = 1_000;
+
+/// What is known of a name.
+#[derive(Debug)]
+enum Entry {
+    There(Box<PluginInfo>),
+    Removed,
 }
 
 /// The newest of each plugin.
 #[derive(Debug)]
 pub(super) struct Board {
     /// Short lock: no await, no callback inside.
-    entries: Mutex<BTreeMap<PluginName, (u64, PluginInfo)>>,
+    entries: Mutex<BTreeMap<PluginName, (u64, Entry)>>,
     version: watch::Sender<u64>,
 }
 
@@ -121,32 +161,58 @@ impl Board {
     /// Puts the newest of a plugin on the board; `false`: it is what stood there.
     pub(super) fn put(&self, info: PluginInfo) -> bool {
         let mut entries = self.entries.lock();
-        if entries
-            .get(&info.name)
-            .is_some_and(|(_, before)| *before == info)
+        if let Some((_, Entry::There(before))) = entries.get(&info.name)
+            && **before == info
         {
             return false;
         }
         let version = *self.version.borrow() + 1;
-        entries.insert(info.name.clone(), (version, info));
+        entries.insert(info.name.clone(), (version, Entry::There(Box::new(info))));
         drop(entries);
         self.version.send_replace(version);
         true
     }
 
+    /// Takes a plugin off the board.
+    pub(super) fn remove(&self, plugin: &PluginName) {
+        let mut entries = self.entries.lock();
+        let version = *self.version.borrow() + 1;
+        entries.insert(plugin.clone(), (version, Entry::Removed));
+        let removed = entries
+            .iter()
+            .filter(|(_, (_, entry))| matches!(entry, Entry::Removed));
+        let (count, oldest) =
+            removed.fold((0, None::<(u64, PluginName)>), |(count, oldest), next| {
+                let (name, (at, _)) = next;
+                let older = oldest.as_ref().is_none_or(|(oldest, _)| at < oldest);
+                let oldest = if older {
+                    Some((*at, name.clone()))
+                } else {
+                    oldest
+                };
+                (count + 1, oldest)
+            });
+        if let Some((_, oldest)) = oldest.filter(|_| count > MAX_REMOVED) {
+            entries.remove(&oldest);
+        }
+        drop(entries);
+        self.version.send_replace(version);
+    }
+
     pub(super) fn get(&self, plugin: &str) -> Option<PluginInfo> {
-        self.entries
-            .lock()
-            .get(plugin)
-            .map(|(_, info)| info.clone())
+        match self.entries.lock().get(plugin) {
+            Some((_, Entry::There(info))) => Some((**info).clone()),
+            Some((_, Entry::Removed)) | None => None,
+        }
     }
 
     pub(super) fn list(&self) -> Vec<PluginInfo> {
-        self.entries
-            .lock()
-            .values()
-            .map(|(_, info)| info.clone())
-            .collect()
+        let entries = self.entries.lock();
+        let there = entries.values().filter_map(|(_, entry)| match entry {
+            Entry::There(info) => Some((**info).clone()),
+            Entry::Removed => None,
+        });
+        there.collect()
     }
 
     /// Names that changed after a version, oldest change first, and the newest version.
@@ -154,7 +220,10 @@ impl Board {
         let entries = self.entries.lock();
         let mut changed: Vec<_> = entries
             .iter()
-            .filter(|(_, (at, _))| *at > version)
+            // Who begins to watch is not told of what went before.
+            .filter(|(_, (at, entry))| {
+                *at > version && (version > 0 || matches!(entry, Entry::There(_)))
+            })
             .map(|(name, (at, _))| (*at, name.clone()))
             .collect();
         changed.sort();
@@ -188,10 +257,12 @@ impl Watcher {
     async fn next(&mut self) -> Option<WatchItem> {
         loop {
             if let Some(name) = self.names.pop_front() {
-                let Some(info) = self.board.get(name.as_str()) else {
-                    continue;
-                };
-                return Some(WatchItem::Plugin(Box::new(info)));
+                return Some(match self.board.get(name.as_str()) {
+                    Some(info) => WatchItem::Plugin(Box::new(info)),
+                    // Gone before the snapshot came to it: nothing to tell.
+                    None if !self.told_all => continue,
+                    None => WatchItem::Removed(name),
+                });
             }
             if self.position.is_some() {
                 if !std::mem::replace(&mut self.told_all, true) {

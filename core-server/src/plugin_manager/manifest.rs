@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crate::config::{Permissions, REDACTED};
 use crate::security::Token;
+use crate::supervisor::isolation::{ResourceLimits, Sandbox};
 use crate::types::PluginName;
 
 /// One plugin that the core knows. `Debug` shows no secret.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Manifest {
     /// Its name.
     pub name: PluginName,
@@ -33,6 +34,10 @@ pub struct Manifest {
     pub restart: RestartPolicy,
     /// Time limits of the steps of a life.
     pub timeouts: Timeouts,
+    /// What its processes may use.
+    pub limits: ResourceLimits,
+    /// As whom they run, and which files they reach.
+    pub sandbox: Sandbox,
     /// What it asks for beyond its own area.
     pub permissions: Permissions,
     /// The plugin's configuration, a JSON object, secrets resolved.
@@ -56,6 +61,8 @@ impl Manifest {
             on_loss: BTreeMap::new(),
             restart: RestartPolicy::default(),
             timeouts: Timeouts::default(),
+            limits: ResourceLimits::default(),
+            sandbox: Sandbox::default(),
             permissions: Permissions::default(),
             config: serde_json::Map::new(),
             config_secrets: Vec::new(),
@@ -88,6 +95,8 @@ impl fmt::Debug for Manifest {
             .field("on_loss", &self.on_loss)
             .field("restart", &self.restart)
             .field("timeouts", &self.timeouts)
+            .field("limits", &self.limits)
+            .field("sandbox", &self.sandbox)
             .field("permissions", &self.permissions)
             .field("config", &self.redacted_config())
             .finish_non_exhaustive()
@@ -95,7 +104,7 @@ impl fmt::Debug for Manifest {
 }
 
 /// How a plugin comes to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
     /// A child process.
     Process(Command),
@@ -109,7 +118,7 @@ pub enum Kind {
 }
 
 /// The program of a child process. `Debug` shows no value of its environment.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Command {
     /// Absolute, or relative to the manifest's directory when it has a slash, else found on PATH.
     pub program: PathBuf,
@@ -203,7 +212,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// `on_load` and `on_start` together, counted while the plugin itself works.
     pub start: Duration,
-    /// What extensions may add to that in all.
+    /// With all extensions, if it is longer than that.
     pub start_max: Duration,
     /// Calls in flight may finish for so long when it stops.
     pub drain: Duration,
@@ -213,6 +222,14 @@ pub struct Timeouts {
     pub term: Duration,
     /// A lost channel may come back for so long.
     pub suspend: Duration,
+}
+
+impl Timeouts {
+    /// The longest that `on_load` and `on_start` may take together, however often they are extended.
+    #[must_use]
+    pub fn longest_start(&self) -> Duration {
+        self.start.max(self.start_max)
+    }
 }
 
 impl Default for Timeouts {

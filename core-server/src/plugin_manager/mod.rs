@@ -2,7 +2,7 @@
 //!
 //! Owns: the manifests, the state of each plugin's lifecycle, runs and their beginnings and ends,
 //! dependencies, the order of starting and stopping, admission of channels, what is `desired` (kept
-//! over restarts of the core). Does not own: the rules of one life (`supervisor/`), channels and
+//! over restarts of the core), the change to other manifests while all runs (`reload`). Does not own: the rules of one life (`supervisor/`), channels and
 //! calls (`channel/`, `routing/`), nor reading manifests (`config/`).
 //!
 //! One task, the [`Worker`], owns all of it. It learns of the world by bounded means only: a mailbox
@@ -16,152 +16,79 @@
 //! - A plugin begins only once all it requires is STARTED. A circle is refused with its path.
 //! - Channels of ended runs, and replaced channels, change nothing.
 //! - `Welcome` is the first frame of every channel.
+//! - A plugin that was taken out of the configuration is there until nothing is left of its run.
 //! - Shutdown ends by its deadline, whatever plugins do; what then still lives is named.
 //!
 //! Stopping: `shutdown` ends the plugins, dependents first, and refuses requests from its begin on.
 //! The worker itself ends with its token; whatever child still lives is killed then.
 //!
-//! Limits: 4 plugins at once on their way from spawn to ready; 256 requests in the mailbox; 1,000
-//! lines of output per plugin.
+//! Limits: 4 plugins at once on their way from spawn to ready, 64 starts in a row refilled at 8 a second,
+//! of all plugins together; whoever comes later waits (reason `start_slot`), in order; 256 requests in the mailbox; 1,000
+//! lines of output and 20 crash reports per plugin.
 
 mod admission;
+mod changes;
+mod channels;
+mod crashes;
 mod dependencies;
 mod desired;
 mod error;
 mod info;
 mod manifest;
+mod offers;
 mod operations;
+pub mod order;
 mod perform;
 mod plugin;
+mod programs;
+mod reload;
 mod reports;
+mod setup;
 mod shutdown;
+mod time;
+mod trial;
+mod upgrade;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use core_proto::embed::EmbeddedPlugin;
-use tokio::io::DuplexStream;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 
-use crate::channel::{ChannelId, Hello, Outbox, Run, Runs};
+use crate::channel::{ChannelId, Hello, Outbox, Run};
+use crate::config;
 use crate::error::did_you_mean;
-use crate::routing::Router;
-use crate::security::{Credential, Credentials, Gatekeeper};
+use crate::security::Credential;
 use crate::service_registry::ServiceRegistry;
 use crate::supervisor::lifecycle::Request;
-use crate::supervisor::output::{LogBook, LogQuery, LogRecord};
+use crate::supervisor::output::rate::Suppressed;
+use crate::supervisor::output::{LogBook, LogQuery, LogRecord, Pushed, Verbosity};
 use crate::types::PluginName;
 
+pub use crashes::CrashReport;
 pub use dependencies::Graph;
 pub use error::Error;
 pub use info::{LastExit, PluginInfo, PluginKind, WatchItem};
 pub use manifest::{Command, Kind, Manifest, OnLoss, RestartMode, RestartPolicy, Timeouts};
+pub use reload::{ChangeKind, PluginChange, Reloaded};
+pub use setup::{Announcer, Config, Connect, Dependencies};
 pub use shutdown::Report;
 pub use worker::Worker;
 
+use crashes::Crashes;
 use info::Board;
 use reports::Reports;
 
 /// Requests that wait for the worker.
 const MAILBOX: usize = 256;
-
-/// Settings of the plugin manager; the defaults are the design's.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where what is wanted is kept.
-    pub data_dir: PathBuf,
-    /// Keep what is wanted over restarts of the core.
-    pub keep_desired: bool,
-    /// Where children find the core: `CORE_ADDR`.
-    pub core_address: String,
-    /// This core's instance: `CORE_COOKIE` of its children.
-    pub cookie: String,
-    /// Time between pings.
-    pub heartbeat: Duration,
-    /// A channel from which nothing is read for so long is closed.
-    pub stalled_after: Duration,
-    /// Plugins at once on their way from spawn to ready.
-    pub max_starting: usize,
-    /// Calls at once, for a plugin that does not say.
-    pub max_calls_in_flight: usize,
-    /// Told to plugins: the largest message.
-    pub max_message_bytes: usize,
-    /// Told to plugins: the largest payload.
-    pub max_payload_bytes: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            data_dir: PathBuf::from("data"),
-            keep_desired: true,
-            core_address: String::new(),
-            cookie: format!("{:032x}", rand::random::<u128>()),
-            heartbeat: Duration::from_secs(5),
-            stalled_after: Duration::from_secs(15),
-            max_starting: 4,
-            max_calls_in_flight: 256,
-            max_message_bytes: core_proto::contract::MAX_MESSAGE_BYTES,
-            max_payload_bytes: 256 << 10,
-        }
-    }
-}
-
-/// Who is told of plugins: the event bus and the state engine, connected by the runtime. Called from
-/// the worker: an implementation hands over and returns.
-pub trait Announcer: Send + Sync {
-    /// A transition: `core.plugin.<topic>`, the plugin's name in `subject`, `details` as data.
-    fn plugin_event(&self, topic: &'static str, plugin: &PluginName, details: serde_json::Value);
-
-    /// The newest of a plugin: state key `core.plugin.<name>`.
-    fn plugin_state(&self, info: &PluginInfo);
-
-    /// Patterns that a plugin subscribes to now, for [`PluginInfo::subscriptions`]. May be called
-    /// from any task.
-    fn subscriptions(&self, plugin: &PluginName) -> Vec<String>;
-}
-
-/// Opens an in-memory connection to the core, for plugins inside its process.
-pub type Connect = Arc<dyn Fn() -> io::Result<DuplexStream> + Send + Sync>;
-
-/// What the plugin manager works with.
-#[derive(Clone)]
-pub struct Dependencies {
-    /// The live runs; written by the plugin manager alone.
-    pub runs: Runs,
-    /// Services.
-    pub registry: ServiceRegistry,
-    /// Calls.
-    pub router: Router,
-    /// Credentials of runs and of remote plugins.
-    pub credentials: Credentials,
-    /// What plugins may do.
-    pub gatekeeper: Gatekeeper,
-    /// Who is told.
-    pub announcer: Arc<dyn Announcer>,
-    /// Plugins inside the core's process; their manifests are [`Kind::Embedded`].
-    pub embedded: HashMap<PluginName, Arc<dyn EmbeddedPlugin>>,
-    /// How those reach the core.
-    pub connect: Connect,
-}
-
-impl fmt::Debug for Dependencies {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Dependencies")
-            .finish_non_exhaustive()
-    }
-}
 
 /// An accepted channel.
 #[derive(Clone, Debug)]
@@ -193,7 +120,9 @@ impl fmt::Debug for PluginManager {
 /// What handle and worker share.
 struct Shared {
     board: Arc<Board>,
-    logs: BTreeMap<PluginName, Arc<LogBook>>,
+    /// Written by the worker. Short lock: no await, no callback inside.
+    logs: Mutex<BTreeMap<PluginName, Arc<LogBook>>>,
+    crashes: Crashes,
     reports: Reports,
     registry: ServiceRegistry,
     announcer: Arc<dyn Announcer>,
@@ -219,6 +148,11 @@ enum Message {
         deadline: Instant,
         reply: oneshot::Sender<Vec<PluginResult>>,
     },
+    SetLogLevel {
+        plugin: PluginName,
+        level: Option<Verbosity>,
+        reply: oneshot::Sender<Result<Verbosity, Error>>,
+    },
     Open {
         credential: Credential,
         hello: Box<Hello>,
@@ -228,6 +162,16 @@ enum Message {
     ChannelLost {
         run: Arc<Run>,
         channel: ChannelId,
+    },
+    Reload {
+        manifests: Vec<Manifest>,
+        reply: oneshot::Sender<Result<Reloaded, Error>>,
+    },
+    Upgrade {
+        manifest: Box<Manifest>,
+        record: config::Upgrade,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<PluginInfo, Error>>,
     },
     Shutdown {
         deadline: Instant,
@@ -246,12 +190,10 @@ impl PluginManager {
         dependencies: Dependencies,
     ) -> (Self, Worker) {
         let (mailbox, messages) = mpsc::channel(MAILBOX);
-        let logs = manifests
-            .iter()
-            .map(|manifest| (manifest.name.clone(), Arc::default()));
         let shared = Arc::new(Shared {
             board: Arc::default(),
-            logs: logs.collect(),
+            logs: Mutex::default(),
+            crashes: Crashes::default(),
             reports: Reports::default(),
             registry: dependencies.registry.clone(),
             announcer: Arc::clone(&dependencies.announcer),
@@ -358,7 +300,7 @@ impl PluginManager {
         let items = self.shared.board.watch();
         tokio_stream::StreamExt::map(items, move |item| match item {
             WatchItem::Plugin(info) => WatchItem::Plugin(Box::new(manager.filled(*info))),
-            item @ WatchItem::SnapshotEnd => item,
+            item @ (WatchItem::SnapshotEnd | WatchItem::Removed(_)) => item,
         })
     }
 
@@ -371,12 +313,137 @@ impl PluginManager {
         name: &str,
         query: LogQuery,
     ) -> Result<impl Stream<Item = LogRecord> + Send + use<>, Error> {
-        let book = self
-            .shared
-            .logs
-            .get(name)
-            .ok_or_else(|| self.no_such_plugin(name))?;
+        let book = self.shared.logs.lock().get(name).cloned();
+        let book = book.ok_or_else(|| self.no_such_plugin(name))?;
         Ok(book.read(query))
+    }
+
+    /// Brings everything in line with these manifests: what is not among them ends and disappears,
+    /// what is new appears, what has changed takes the change or is restarted. Of several with one
+    /// name the first counts. Answers when every plugin that was sent another configuration has
+    /// answered, in 5 s at most; starts and stops go on.
+    ///
+    /// # Errors
+    /// `DependencyCycle` for a circle that was not there before, `ShuttingDown`; nothing has changed
+    /// then.
+    ///
+    /// # Cancel safety
+    /// Dropped, the reload stands.
+    pub async fn reload(&self, manifests: Vec<Manifest>) -> Result<Reloaded, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .send(Message::Reload { manifests, reply })
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// Takes lines that a plugin sends itself, as far as its rates allow: how many were kept, and what
+    /// was dropped. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlugin`].
+    pub fn push_logs(
+        &self,
+        run: &Run,
+        records: impl IntoIterator<Item = Pushed>,
+    ) -> Result<(u64, Suppressed), Error> {
+        let name = run.plugin();
+        let book = self.shared.logs.lock().get(name).cloned();
+        let book = book.ok_or_else(|| self.no_such_plugin(name.as_str()))?;
+        Ok(book.take_pushed(records, run.generation(), Instant::now()))
+    }
+
+    /// How much a plugin logs from now on and in its next runs; `None` changes nothing. The answer is
+    /// what it is asked for now.
+    ///
+    /// # Errors
+    /// `NoSuchPlugin`, `LogShared`, `ShuttingDown`.
+    ///
+    /// # Cancel safety
+    /// Dropped, the wish stands.
+    pub async fn set_log_level(
+        &self,
+        name: &str,
+        level: Option<Verbosity>,
+    ) -> Result<Verbosity, Error> {
+        let plugin = self.get(name)?.name;
+        let (reply, answer) = oneshot::channel();
+        let message = Message::SetLogLevel {
+            plugin,
+            level,
+            reply,
+        };
+        let sent = self.mailbox.send(message).await;
+        sent.map_err(|_| Error::ShuttingDown)?;
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// How the last runs of a plugin ended that nobody ended on purpose, newest first, at most 20.
+    #[must_use]
+    pub fn crash_reports(&self, name: &str) -> Vec<Arc<CrashReport>> {
+        self.shared.crashes.of(name)
+    }
+
+    /// Whether a plugin is one that could be upgraded: its name, typed.
+    ///
+    /// # Errors
+    /// `NoSuchPlugin`, `NotUpgradable`.
+    pub fn upgradable(&self, name: &str) -> Result<PluginName, Error> {
+        let info = self.get(name)?;
+        upgrade::upgradable_kind(&info.name, info.kind)?;
+        Ok(info.name)
+    }
+
+    /// Puts another version in a plugin's place: `manifest` is what runs from now on, `record` how it is
+    /// kept. Answers when it is ready, or when the version before was taken back because it was not. One
+    /// that fails within 30 s of ready is taken back as well, once.
+    ///
+    /// # Errors
+    /// `NoSuchPlugin`, `NotUpgradable`, `DependencyCycle`, `ShuttingDown`: nothing has changed;
+    /// `RolledBack`; `Superseded`, `Deadline`: it goes on.
+    ///
+    /// # Cancel safety
+    /// Dropped, the upgrade goes on.
+    pub async fn upgrade(
+        &self,
+        manifest: Manifest,
+        record: config::Upgrade,
+        deadline: Instant,
+    ) -> Result<PluginInfo, Error> {
+        let upgraded = self.begin_upgrade(manifest, record, deadline).await?;
+        upgraded.await
+    }
+
+    /// As [`Self::upgrade`], in two steps: it is in its turn among other changes once this returns; what
+    /// is returned waits for its end.
+    ///
+    /// # Errors
+    /// `ShuttingDown`.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed; what is returned may be dropped, the upgrade goes on.
+    pub async fn begin_upgrade(
+        &self,
+        manifest: Manifest,
+        record: config::Upgrade,
+        deadline: Instant,
+    ) -> Result<impl Future<Output = Result<PluginInfo, Error>> + use<'_>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Upgrade {
+            manifest: Box::new(manifest),
+            record,
+            deadline,
+            reply,
+        };
+        self.mailbox
+            .send(message)
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
+        Ok(async {
+            let info = answer.await.unwrap_or(Err(Error::ShuttingDown))?;
+            Ok(self.filled(info))
+        })
     }
 
     /// Ends all plugins, dependents first, by the deadline whatever they do. New channels and
@@ -393,83 +460,6 @@ impl PluginManager {
         let limit = deadline + Duration::from_millis(500);
         let report = tokio::time::timeout_at(limit, ask).await;
         report.ok().flatten().unwrap_or_default()
-    }
-
-    // ---- channels
-
-    /// Admits a channel: the begin of a run, or its going on. `Welcome` is in the outbox then.
-    ///
-    /// # Errors
-    /// `BadCredential`, `WireVersion`, `AlreadyConnected`, `NotWanted`, `Backoff`,
-    /// `DependencyCycle`, `ShuttingDown`.
-    ///
-    /// # Cancel safety
-    /// Dropped, the channel counts as lost.
-    pub async fn open(
-        &self,
-        credential: Credential,
-        hello: Hello,
-        outbox: Outbox,
-    ) -> Result<Admitted, Error> {
-        let (reply, answer) = oneshot::channel();
-        let hello = Box::new(hello);
-        let message = Message::Open {
-            credential,
-            hello,
-            outbox,
-            reply,
-        };
-        self.mailbox
-            .send(message)
-            .await
-            .map_err(|_| Error::ShuttingDown)?;
-        answer.await.unwrap_or(Err(Error::ShuttingDown))
-    }
-
-    /// A hook ended. Never waits; only the end of the awaited hook is kept.
-    pub fn hook_done(
-        &self,
-        run: &Run,
-        channel: ChannelId,
-        hook_id: u64,
-        result: Result<(), String>,
-    ) {
-        self.shared.reports.hook_done(run, channel, hook_id, result);
-    }
-
-    /// More time is asked for. Never waits.
-    pub fn extend(&self, run: &Run, channel: ChannelId, hook_id: u64, by: Duration) {
-        self.shared.reports.extend(run, channel, hook_id, by);
-    }
-
-    /// A plugin's own report on its health. Never waits; the newest counts, once a second.
-    pub fn health(&self, run: &Run, channel: ChannelId, degraded: Option<String>) {
-        self.shared.reports.health(run, channel, degraded);
-    }
-
-    /// A plugin ends by its own will. Never waits.
-    pub fn bye(&self, run: &Run, channel: ChannelId, reason: String) {
-        self.shared.reports.bye(run, channel, reason);
-    }
-
-    /// A channel is gone. Waits for room in the mailbox: this must not be lost. (Should it be, the
-    /// closed outbox is noticed within a second.)
-    pub async fn channel_lost(&self, run: &Arc<Run>, channel: ChannelId) {
-        let run = Arc::clone(run);
-        if self
-            .mailbox
-            .send(Message::ChannelLost { run, channel })
-            .await
-            .is_err()
-        {
-            tracing::debug!(%channel, "a channel was lost after the worker ended");
-        }
-    }
-
-    /// Reports of channels that were dropped: of ended runs, replaced channels or unknown hooks.
-    #[must_use]
-    pub fn dropped_reports(&self) -> u64 {
-        self.shared.reports.dropped()
     }
 
     // ---- inside
@@ -515,6 +505,9 @@ impl PluginManager {
     }
 
     fn filled(&self, mut info: PluginInfo) -> PluginInfo {
+        if let Some(book) = self.shared.logs.lock().get(&info.name) {
+            info.suppressed_lines = book.suppressed_lines();
+        }
         if let Some(run) = &info.run {
             let services = self.shared.registry.registered_by(run);
             info.services = services.iter().map(ToString::to_string).collect();
@@ -524,9 +517,10 @@ impl PluginManager {
     }
 
     fn no_such_plugin(&self, name: &str) -> Error {
+        let logs = self.shared.logs.lock();
         Error::NoSuchPlugin {
             name: name.chars().take(80).collect(),
-            suggestion: did_you_mean(name, self.shared.logs.keys().map(PluginName::as_str)),
+            suggestion: did_you_mean(name, logs.keys().map(PluginName::as_str)),
         }
     }
 }

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::order::{self, Standing};
 use super::plugin::{Plugin, Waiter};
-use super::worker::Worker;
-use super::{All, Error, PluginInfo, PluginResult};
+use super::worker::{Worker, sent};
+use super::{All, Error, Kind, PluginInfo, PluginResult};
+use crate::channel::Outbound;
 use crate::supervisor::lifecycle::{Event, Origin, Phase, PluginState, Progress, Request};
+use crate::supervisor::output::Verbosity;
 use crate::types::PluginName;
 
 /// A request for all plugins.
@@ -46,11 +49,43 @@ impl Worker {
         }
     }
 
+    /// Keeps the wish, and tells the plugin if it is there. Without one, tells what is wished.
+    pub(super) fn set_log_level(
+        &mut self,
+        name: &PluginName,
+        level: Option<Verbosity>,
+    ) -> Result<Verbosity, Error> {
+        let plugin = self
+            .plugins
+            .get_mut(name)
+            .ok_or_else(|| Error::NoSuchPlugin {
+                name: name.to_string(),
+                suggestion: String::new(),
+            })?;
+        let Some(level) = level else {
+            return Ok(plugin.log_level);
+        };
+        if matches!(plugin.manifest.kind, Kind::Embedded) {
+            return Err(Error::LogShared {
+                plugin: name.clone(),
+            });
+        }
+        plugin.log_level = level;
+        if let Some(link) = plugin.run.as_ref().and_then(|run| run.link()) {
+            let level = level.as_str();
+            sent(link.outbox.push(Outbound::LogLevel { level }));
+        }
+        tracing::info!(plugin = %name, level = level.as_str(), "the log level was set");
+        self.touch(name);
+        Ok(level)
+    }
+
     fn accept(&self, name: &PluginName, request: Request) -> Result<(), Error> {
         if self.shutdown.is_some() {
             return Err(Error::ShuttingDown);
         }
-        let plugin = self.plugins.get(name).ok_or_else(|| Error::NoSuchPlugin {
+        let known = self.plugins.get(name).filter(|plugin| !plugin.leaving);
+        let plugin = known.ok_or_else(|| Error::NoSuchPlugin {
             name: name.to_string(),
             suggestion: String::new(),
         })?;
@@ -72,11 +107,14 @@ impl Worker {
 
     /// Those who wait for something else wait in vain. Wanting the same again harms nobody, unless it
     /// is another run that is wanted.
-    fn supersede(&mut self, name: &PluginName, wants: PluginState, restart: bool) {
+    pub(super) fn supersede(&mut self, name: &PluginName, wants: PluginState, restart: bool) {
         let superseded = || Error::Superseded {
             plugin: name.clone(),
         };
         if let Some(plugin) = self.plugins.get_mut(name) {
+            if let Some(upgrade) = plugin.upgrade.as_mut().filter(|_| restart) {
+                upgrade.supersede();
+            }
             let old = plugin
                 .waiters
                 .extract_if(.., |waiter| restart || waiter.wants != wants);
@@ -180,7 +218,7 @@ impl Worker {
         let now = Instant::now();
         let mut progress = false;
         if batch.which == All::Stop {
-            for name in self.free_to_stop(batch) {
+            for name in order::free_to_stop(&self.graph, &batch.pending) {
                 batch.pending.insert(name.clone(), true);
                 self.feed(&name, Event::StopAll);
                 progress = true;
@@ -201,32 +239,18 @@ impl Worker {
                     Some(Err(failed(plugin, plugin.explanation())))
                 }
                 All::Start => verdict(plugin, PluginState::Started, batch.deadline, now),
-                All::Stop if *asked && is_quiet(plugin) => Some(Ok(())),
+                All::Stop if *asked && Standing::from(&plugin.state).quiet => Some(Ok(())),
                 All::Stop => (batch.deadline <= now).then(|| Err(late(plugin))),
             };
             verdicts.extend(verdict.map(|verdict| (name.clone(), verdict)));
         }
+        // Whoever is done may free the next.
+        progress |= !verdicts.is_empty();
         for (name, verdict) in verdicts {
             batch.pending.remove(&name);
             batch.done.insert(name, verdict);
         }
         progress
-    }
-
-    /// Plugins whose dependents have all stopped.
-    fn free_to_stop(&self, batch: &Batch) -> Vec<PluginName> {
-        let waits = batch.pending.iter().filter(|(_, asked)| !**asked);
-        waits
-            .map(|(name, _)| name)
-            .filter(|name| {
-                let mut dependents = self.graph.dependents(name.as_str());
-                // In a circle nobody runs, and nobody is to be waited for.
-                dependents.all(|other| {
-                    !batch.pending.contains_key(other) || self.graph.cycle_through(other).is_some()
-                })
-            })
-            .cloned()
-            .collect()
     }
 
     /// Plugins that will not get on by themselves: absent remote ones, and whoever waits for those,
@@ -281,11 +305,6 @@ fn verdict(
         Progress::Failed { cause } => Some(Err(failed(plugin, cause))),
         Progress::Pending => (deadline <= now).then(|| Err(late(plugin))),
     }
-}
-
-/// Whether a plugin neither runs nor is on its way there or back.
-fn is_quiet(plugin: &Plugin) -> bool {
-    !plugin.is_started() && !matches!(plugin.state.phase(), Phase::Stopping | Phase::Starting)
 }
 
 fn failed(plugin: &Plugin, cause: String) -> Error {

@@ -1,5 +1,6 @@
 //! What the machines decide, done: hooks, routes, gates, processes, the begin and end of runs.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,15 @@ use core_proto::embed::Embedding;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Kind;
 use super::plugin::Plugin;
 use super::worker::{ABSENT_RETRY, Worker, sent};
+use super::{ChangeKind, Kind};
 use crate::channel::{Closed, Outbound, Run};
 use crate::routing::Availability;
-use crate::supervisor::host::{self, HostEvent, Order};
+use crate::supervisor::host::{self, HostEvent, Launch, Order};
 use crate::supervisor::lifecycle::{Action, Farewell, Route, RunEvent, Topic};
-use crate::supervisor::process;
+use crate::supervisor::usage::Gauge;
+use crate::supervisor::{process, program};
 use crate::types::PluginName;
 
 impl Worker {
@@ -51,6 +53,7 @@ impl Worker {
                 let availability = match (route, link) {
                     (Route::Open, Some(link)) => Availability::Ready(link),
                     (Route::Suspended, _) => Availability::Suspended,
+                    (Route::Closed, _) if plugin.changing_over => Availability::Suspended,
                     (Route::Degraded, _) => Availability::Degraded,
                     (Route::Open, None) | (Route::Closed, _) => absent,
                 };
@@ -58,7 +61,7 @@ impl Worker {
             }
             Action::Drain => self.drain(name),
             Action::CloseChannel(farewell) => {
-                plugin.heartbeat = None;
+                plugin.liveness = None;
                 if let Some(link) = run.and_then(|run| run.set_link(None)) {
                     match farewell {
                         Farewell::Clean => link.outbox.close(),
@@ -80,11 +83,24 @@ impl Worker {
                     self.work.runs.end(&run);
                     self.work.registry.end_run(run.id());
                 }
+                let offer = self.plugins.get_mut(name).and_then(Plugin::end_offer);
+                if let Some(revision) = offer {
+                    let why = "its run ended before it answered";
+                    self.offer_ended(name, revision, ChangeKind::Restarted, why);
+                }
             }
             Action::Terminate => order(plugin, Order::Terminate),
             Action::Kill => order(plugin, Order::Kill),
             Action::Announce(topic) => {
-                let details = plugin.details(now);
+                let mut details = plugin.details(now);
+                if topic == Topic::Crashed
+                    && let Some(report) = plugin.crash_report()
+                {
+                    plugin.crash_told = Some(report.generation);
+                    details["plugin_version"] = report.plugin_version.as_str().into();
+                    details["config_revision"] = report.config_revision.into();
+                    self.shared.crashes.push(name, report);
+                }
                 let generation = plugin.state.generation().0;
                 let why = details["message"].as_str().filter(|why| !why.is_empty());
                 let word = topic.as_str();
@@ -134,6 +150,7 @@ impl Worker {
         let (orders, receiver) = watch::channel(Order::Run);
         plugin.orders = Some(orders);
         plugin.run = Some(Arc::clone(&run));
+        plugin.note_run();
         let (reports, reporter) = (self.host_events.0.clone(), name.clone());
         let report = move |event| {
             let (reports, name) = (reports.clone(), reporter.clone());
@@ -141,20 +158,52 @@ impl Worker {
         };
         match &plugin.manifest.kind {
             Kind::Process(command) => {
-                let uid = rustix::process::geteuid().as_raw();
-                let token = self.work.credentials.issue(name, run.id(), Some(uid));
+                let manifest = &plugin.manifest;
+                let run_name = format!("{name}-{}", generation.0);
+                let confined = self
+                    .machine
+                    .confine(&manifest.limits, &manifest.sandbox, &run_name);
+                let confinement = match confined {
+                    Ok(confinement) => confinement,
+                    Err(refusal) => {
+                        plugin.isolation = None;
+                        let host = host::refuse(refusal.to_string(), report);
+                        return self.scope.spawn_droppable("host", host);
+                    }
+                };
+                plugin.isolation = Some(confinement.shown().clone());
+                plugin.gauge = Gauge::default();
+                let user = confinement.user();
+                let token = self.work.credentials.issue(name, run.id(), Some(user));
                 let own = [
                     (env::ADDR, self.config.core_address.clone()),
                     (env::TOKEN, token.reveal().to_owned()),
                     (env::PLUGIN, name.to_string()),
                     (env::COOKIE, self.config.cookie.clone()),
                 ];
-                let environment =
-                    process::environment(command, &own, |name| std::env::var_os(name));
-                let (command, log) = (command.clone(), Arc::clone(&plugin.log));
-                let host =
-                    host::carry_process(command, environment, generation, log, receiver, report);
-                self.scope.spawn_droppable("host", host);
+                let home = command.working_dir.clone().into_os_string();
+                let environment = process::environment(command, &own, |name| match name {
+                    "HOME" if confinement.has_own_user() => Some(home.clone()),
+                    name => std::env::var_os(name),
+                });
+                let launch = Launch {
+                    plugin: name.clone(),
+                    generation,
+                    command: command.clone(),
+                    environment,
+                    confinement,
+                    log: Arc::clone(&plugin.log),
+                };
+                let (custody, usage) = (
+                    self.work.custody.clone(),
+                    (self.meter.clone(), plugin.gauge.clone()),
+                );
+                self.scope.spawn_droppable("host", async move {
+                    let path = launch.environment.get(OsStr::new("PATH")).cloned();
+                    let identity = program::identify(&launch.command, path.as_deref()).await;
+                    report(HostEvent::Program(identity)).await;
+                    host::carry_process(custody, launch, usage, receiver, report).await;
+                });
             }
             Kind::Embedded => {
                 let token = self.work.credentials.issue(name, run.id(), None);
@@ -162,18 +211,20 @@ impl Worker {
                     token: token.reveal().to_owned(),
                     connect: Arc::clone(&self.work.connect),
                 };
-                // A plugin that is not built in is barred and never spawned.
-                if let Some(embedded) = self.work.embedded.get(name) {
-                    let embedded = Arc::clone(embedded);
-                    let host = host::carry_embedded(embedded, embedding, receiver, report);
-                    self.scope.spawn_droppable("embedded", host);
-                }
+                let Some(embedded) = self.work.embedded.get(name) else {
+                    // It was barred for that, and somebody asked for it nevertheless.
+                    let why = "this program has no such plugin built in".to_owned();
+                    return self
+                        .scope
+                        .spawn_droppable("embedded", host::refuse(why, report));
+                };
+                let embedded = Arc::clone(embedded);
+                let host = host::carry_embedded(embedded, embedding, receiver, report);
+                self.scope.spawn_droppable("embedded", host);
             }
             Kind::Remote { .. } => {}
         }
     }
-
-    // ---- after each turn
 }
 
 pub(super) fn order(plugin: &Plugin, order: Order) {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::channel::{ChannelId, Run};
+use crate::channel::{ChannelId, Run, Verdict};
 use crate::supervisor::lifecycle::RunEvent;
 use crate::types::{PluginName, RunId};
 
@@ -33,11 +33,22 @@ pub(super) struct Reports {
 struct Report {
     plugin: PluginName,
     awaited_hook: Option<u64>,
+    awaited_config: Option<u64>,
+    config: Option<(u64, Verdict)>,
     extend: Option<(u64, Duration)>,
     hook_done: Option<(u64, Result<(), String>)>,
     health: Option<Option<String>>,
     health_told: Option<Instant>,
     bye: Option<String>,
+}
+
+/// Something that a channel reported.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// For the lifecycle.
+    Run(RunEvent),
+    /// The answer to the configuration of this revision.
+    Config(u64, Verdict),
 }
 
 impl Reports {
@@ -46,6 +57,8 @@ impl Reports {
         let report = Report {
             plugin: run.plugin().clone(),
             awaited_hook: None,
+            awaited_config: None,
+            config: None,
             extend: None,
             hook_done: None,
             health: None,
@@ -65,6 +78,14 @@ impl Reports {
         if let Some(report) = self.runs.lock().get_mut(run) {
             report.awaited_hook = Some(hook_id);
             report.hook_done = None;
+        }
+    }
+
+    /// A changed configuration was sent.
+    pub(super) fn await_config(&self, run: &RunId, revision: u64) {
+        if let Some(report) = self.runs.lock().get_mut(run) {
+            report.awaited_config = Some(revision);
+            report.config = None;
         }
     }
 
@@ -106,6 +127,23 @@ impl Reports {
         });
     }
 
+    pub(super) fn config_result(
+        &self,
+        run: &Run,
+        channel: ChannelId,
+        revision: u64,
+        verdict: Verdict,
+    ) {
+        self.note(run, channel, |report| {
+            let awaited = report.awaited_config == Some(revision);
+            if awaited {
+                report.awaited_config = None;
+                report.config = Some((revision, verdict));
+            }
+            awaited
+        });
+    }
+
     pub(super) fn bye(&self, run: &Run, channel: ChannelId, reason: String) {
         self.note(run, channel, |report| {
             report.bye = Some(shorten(reason));
@@ -129,14 +167,15 @@ impl Reports {
     }
 
     /// Takes what is due, and says when to look again for what is not.
-    pub(super) fn take(
-        &self,
-        now: Instant,
-    ) -> (Vec<(PluginName, RunId, RunEvent)>, Option<Instant>) {
+    pub(super) fn take(&self, now: Instant) -> (Vec<(PluginName, RunId, Word)>, Option<Instant>) {
         let mut taken = Vec::new();
         let mut later: Option<Instant> = None;
         for (run, report) in &mut *self.runs.lock() {
-            let mut take = |event| taken.push((report.plugin.clone(), run.clone(), event));
+            let mut say = |word| taken.push((report.plugin.clone(), run.clone(), word));
+            if let Some((revision, verdict)) = report.config.take() {
+                say(Word::Config(revision, verdict));
+            }
+            let mut take = |event| say(Word::Run(event));
             if let Some((hook_id, by)) = report.extend.take() {
                 take(RunEvent::Extend { hook_id, by });
             }

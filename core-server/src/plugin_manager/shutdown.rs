@@ -1,13 +1,14 @@
 //! The end of all plugins: level by level, dependents first, each level with its share of the time
 //! that is left, and whatever does not end in its share is killed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Error;
+use super::order::{self, Reactions};
 use super::worker::{Worker, sent};
 use crate::channel::Outbound;
 use crate::supervisor::lifecycle::{Budget, Event};
@@ -32,8 +33,8 @@ pub(super) struct Shutdown {
     began: Instant,
     deadline: Instant,
     /// Levels that have not had their turn, the next one first.
-    waiting: VecDeque<Vec<PluginName>>,
-    current: Vec<PluginName>,
+    waiting: VecDeque<BTreeSet<PluginName>>,
+    current: BTreeSet<PluginName>,
     /// End of the current level's share.
     level_ends: Instant,
     /// The current level was killed.
@@ -65,19 +66,19 @@ impl Worker {
             }
             return;
         }
-        let mut waiting: VecDeque<_> = self.graph.levels().into();
-        waiting.make_contiguous().reverse();
+        let waiting: VecDeque<_> = order::levels_of_the_end(&self.graph).into();
         self.shutdown = Some(Shutdown {
             began: now,
             deadline,
             waiting,
-            current: Vec::new(),
+            current: BTreeSet::new(),
             level_ends: now,
             killed: false,
             replies: vec![reply],
             report: None,
         });
         self.batches.clear();
+        self.reactions = Reactions::default();
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {
             if let Some(plugin) = self.plugins.get_mut(&name) {

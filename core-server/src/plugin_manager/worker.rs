@@ -10,21 +10,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::dependencies::Graph;
 use super::desired::DesiredFile;
-use super::error::path_text;
 use super::operations::Batch;
+use super::order::{self, Reactions, Standing};
 use super::plugin::Plugin;
+use super::programs::Looking;
+use super::reload::{Pending, initially, settings};
+use super::reports::Word;
 use super::shutdown::Shutdown;
 use super::{Config, Dependencies, Kind, Manifest, Message, OnLoss, Shared};
-use crate::channel::{ChannelId, Closed, Outbound, Push, Run};
+use crate::channel::{ChannelId, Outbound, Push, Run};
+use crate::config::Upgrades;
+use crate::stall::StallGuard;
 use crate::supervisor::host::HostEvent;
-use crate::supervisor::lifecycle::{Event, Origin, PluginState, RunEvent, Settings, State, step};
+use crate::supervisor::isolation::{Machine, Places};
+use crate::supervisor::lifecycle::{Event, PluginState, RunEvent, State, step};
+use crate::supervisor::output::LogBook;
+use crate::supervisor::start_bucket::StartBucket;
+use crate::supervisor::usage::UsageMeter;
 use crate::task::TaskScope;
 use crate::types::{Generation, PluginName};
 
 /// Reports of hosts that wait; hosts wait when it is full.
 const HOST_EVENTS: usize = 64;
-/// How often channels are looked at for being stuck or gone.
-const LINK_CHECK: Duration = Duration::from_secs(1);
 /// How long the tasks of the worker may take to end with it.
 const CLOSE: Duration = Duration::from_secs(1);
 /// What callers of an absent provider are advised to wait.
@@ -38,16 +45,42 @@ pub struct Worker {
     pub(super) plugins: BTreeMap<PluginName, Plugin>,
     pub(super) graph: Graph,
     pub(super) batches: Vec<Batch>,
+    pub(super) reloads: Vec<Pending>,
+    pub(super) reactions: Reactions,
     pub(super) shutdown: Option<Shutdown>,
     pub(super) desired: DesiredFile,
+    pub(super) upgrades: Upgrades,
     pub(super) scope: TaskScope,
     messages: mpsc::Receiver<Message>,
+    /// `Open`s that wait for the news of their process.
+    early: Vec<Message>,
     pub(super) host_events: (mpsc::Sender<HostReport>, mpsc::Receiver<HostReport>),
     /// Changed since it was last put on the board.
-    dirty: BTreeSet<PluginName>,
-    next_link_check: Instant,
-    next_reports: Option<Instant>,
+    pub(super) dirty: BTreeSet<PluginName>,
+    pub(super) next_link_check: Instant,
+    pub(super) next_program_check: Instant,
+    pub(super) looking: Looking,
+    pub(super) next_reports: Option<Instant>,
+    pub(super) start_bucket: StartBucket,
+    pub(super) stall_guard: StallGuard,
+    /// End of the core's last stall: nothing is held against anybody from before.
+    pub(super) stalled_until: Instant,
+    pub(super) machine: Machine,
+    pub(super) meter: UsageMeter,
 }
+
+/// What woke the worker.
+enum Woken {
+    Stop,
+    Host(HostReport),
+    Message(Option<Message>),
+    /// Reports of channels, or a deadline.
+    Look,
+}
+
+/// Channels of children that were faster than the news of their spawn. More than this are refused as
+/// if nothing had been spawned.
+const EARLY: usize = 64;
 
 pub(super) type HostReport = (PluginName, Generation, HostEvent);
 
@@ -67,72 +100,88 @@ impl Worker {
     ) -> Self {
         let now = Instant::now();
         let desired = DesiredFile::open(&config.data_dir, config.keep_desired);
+        // Where it cannot be read the configuration was refused, or there was none.
+        let upgrades = Upgrades::read(&config.data_dir);
+        let upgrades = upgrades.unwrap_or_else(|_| Upgrades::none(&config.data_dir));
         let requires = manifests
             .iter()
             .rev()
             .map(|m| (m.name.clone(), m.requires.clone()));
-        let graph = Graph::new(requires);
-        let mut plugins = BTreeMap::new();
-        for manifest in manifests {
-            let name = manifest.name.clone();
-            if plugins.contains_key(&name) {
-                tracing::warn!(plugin = %name, "two manifests have this name; the first counts");
-                continue;
-            }
-            let wanted = desired.get(&name).unwrap_or(if manifest.autostart {
-                PluginState::Started
-            } else {
-                PluginState::Unloaded
-            });
-            let origin = match &manifest.kind {
-                Kind::Remote { token } => {
-                    work.credentials.set_static(&name, token);
-                    Origin::Remote
-                }
-                Kind::Process(_) | Kind::Embedded => Origin::Hosted,
-            };
-            let settings = Settings {
-                origin,
-                restart: manifest.restart.clone(),
-                timeouts: manifest.timeouts.clone(),
-            };
-            let mut state = State::new(settings, wanted, rand::random(), now);
-            if let Some(path) = graph.cycle_through(&name) {
-                let message = format!("plugins require each other: {}", path_text(&path));
-                tracing::error!(plugin = %name, "{message}");
-                state = state.barred("dependency_cycle", message, now);
-            } else if matches!(manifest.kind, Kind::Embedded) && !work.embedded.contains_key(&name)
-            {
-                let message = "this program has no such plugin built in".to_owned();
-                state = state.barred("not_built_in", message, now);
-            }
-            let log = shared.logs.get(&name).cloned().unwrap_or_default();
-            plugins.insert(name, Plugin::new(manifest, state, log, now));
-        }
+        let start_bucket = StartBucket::new(config.start_burst, config.starts_per_second, now);
+        let places = Places {
+            data_dir: config.data_dir.clone(),
+            socket: config.core_address.strip_prefix("unix:").map(Into::into),
+        };
+        let machine = Machine::new(places, &config.cookie);
         let mut worker = Self {
+            machine,
+            meter: UsageMeter::default(),
             config,
             work,
             shared,
-            dirty: plugins.keys().cloned().collect(),
-            plugins,
-            graph,
+            dirty: BTreeSet::new(),
+            plugins: BTreeMap::new(),
+            graph: Graph::new(requires),
             batches: Vec::new(),
+            reloads: Vec::new(),
+            reactions: Reactions::default(),
             shutdown: None,
             desired,
+            upgrades,
             scope: TaskScope::new(),
             messages,
+            early: Vec::new(),
             host_events: mpsc::channel(HOST_EVENTS),
             next_link_check: now,
+            next_program_check: now,
+            looking: Looking::default(),
             next_reports: None,
+            start_bucket,
+            stall_guard: StallGuard::new(now),
+            stalled_until: now,
         };
+        for manifest in manifests {
+            if worker.plugins.contains_key(&manifest.name) {
+                let name = &manifest.name;
+                tracing::warn!(plugin = %name, "two manifests have this name; the first counts");
+                continue;
+            }
+            worker.install(manifest, now);
+        }
         // Known from the first moment, before anything runs.
         worker.publish();
         worker
     }
 
+    /// Makes a plugin known; nothing of it runs yet.
+    pub(super) fn install(&mut self, manifest: Manifest, now: Instant) {
+        let name = manifest.name.clone();
+        if let Kind::Remote { token } = &manifest.kind {
+            self.work.credentials.set_static(&name, token);
+        }
+        let wanted = self.wanted(&manifest);
+        let state = State::new(settings(&manifest), wanted, rand::random(), now);
+        let log = Arc::new(LogBook::new(name.as_str()));
+        self.shared
+            .logs
+            .lock()
+            .insert(name.clone(), Arc::clone(&log));
+        let plugin = Plugin::new(manifest, state, log, now);
+        self.plugins.insert(name.clone(), plugin);
+        if let Some((reason, message)) = self.bar(&name)
+            && let Some(plugin) = self.plugins.get_mut(&name)
+        {
+            tracing::error!(plugin = %name, "it cannot run: {message}");
+            plugin.state = plugin.state.clone().barred(reason, message, now);
+        }
+        self.dirty.insert(name);
+    }
+
     /// Brings the plugins to what is wanted of them, until `stop` is cancelled. Children that live
     /// then are killed: call [`super::PluginManager::shutdown`] before.
     pub async fn run(mut self, stop: CancellationToken) {
+        let meter = self.meter.clone();
+        self.scope.spawn("usage", |stop| meter.run(stop));
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {
             let missing = self.missing(&name);
@@ -142,24 +191,30 @@ impl Worker {
         loop {
             self.settle();
             let wake = self.next_deadline();
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some(report) = self.host_events.1.recv() => self.host_report(report),
-                () = self.shared.reports.news() => {}
-                message = self.messages.recv(), if handles_live => match message {
-                    Some(message) => {
-                        // A child's process is told before its channel can be: its pid is known
-                        // (and no operator's) by the time it is admitted.
-                        while let Ok(report) = self.host_events.1.try_recv() {
-                            self.host_report(report);
-                        }
-                        // What a channel said before it was lost counts before its loss.
-                        self.take_reports();
-                        self.message(message);
+            let woken = tokio::select! {
+                () = stop.cancelled() => Woken::Stop,
+                Some(report) = self.host_events.1.recv() => Woken::Host(report),
+                () = self.shared.reports.news() => Woken::Look,
+                message = self.messages.recv(), if handles_live => Woken::Message(message),
+                () = tokio::time::sleep_until(wake) => Woken::Look,
+            };
+            // Before anything is judged, or the core's own lateness would be taken for a plugin's.
+            self.forgive_own_lateness();
+            match woken {
+                Woken::Stop => break,
+                Woken::Host(report) => self.host_report(report),
+                Woken::Message(Some(message)) => {
+                    // A child's process is told before its channel can be: its pid is known
+                    // (and no operator's) by the time it is admitted.
+                    while let Ok(report) = self.host_events.1.try_recv() {
+                        self.host_report(report);
                     }
-                    None => handles_live = false,
-                },
-                () = tokio::time::sleep_until(wake) => {}
+                    // What a channel said before it was lost counts before its loss.
+                    self.take_reports();
+                    self.message(message);
+                }
+                Woken::Message(None) => handles_live = false,
+                Woken::Look => {}
             }
             self.take_reports();
             self.tick();
@@ -185,12 +240,31 @@ impl Worker {
                 deadline,
                 reply,
             } => self.all(which, deadline, reply),
+            Message::SetLogLevel {
+                plugin,
+                level,
+                reply,
+            } => {
+                // Whoever asked may be gone; it is set all the same.
+                drop(reply.send(self.set_log_level(&plugin, level)));
+            }
             Message::Open {
                 credential,
                 hello,
                 outbox,
                 reply,
             } => {
+                let plugin = self.plugins.get(&credential.plugin);
+                if plugin.is_some_and(Plugin::is_being_spawned) && self.early.len() < EARLY {
+                    // Judged once its process is known.
+                    self.early.push(Message::Open {
+                        credential,
+                        hello,
+                        outbox,
+                        reply,
+                    });
+                    return;
+                }
                 let admitted = self.open(&credential, *hello, outbox);
                 if let Err(Ok(admitted)) = reply.send(admitted) {
                     // Whoever opened it is gone already, and will not report its loss.
@@ -198,11 +272,24 @@ impl Worker {
                 }
             }
             Message::ChannelLost { run, channel } => self.channel_lost(&run, channel),
+            Message::Reload { manifests, reply } => self.reload(manifests, reply),
+            Message::Upgrade {
+                manifest,
+                record,
+                deadline,
+                reply,
+            } => self.upgrade(*manifest, record, deadline, reply),
             Message::Shutdown { deadline, reply } => self.begin_shutdown(deadline, reply),
         }
     }
 
-    fn host_report(&mut self, (name, generation, event): HostReport) {
+    fn host_report(&mut self, report: HostReport) {
+        self.note_host(report);
+        let early = std::mem::take(&mut self.early);
+        early.into_iter().for_each(|open| self.message(open));
+    }
+
+    fn note_host(&mut self, (name, generation, event): HostReport) {
         let event = match event {
             HostEvent::Pid(pid) => {
                 if let Some(plugin) = self.plugins.get_mut(&name)
@@ -213,6 +300,7 @@ impl Worker {
                 }
                 return;
             }
+            HostEvent::Program(identity) => return self.program_seen(&name, generation, identity),
             HostEvent::Run(event) => event,
         };
         // Its last words come before its end.
@@ -224,7 +312,19 @@ impl Worker {
             plugin.pid = 0;
             plugin.orders = None;
         }
+        self.notice_refusal(&name);
         self.feed(&name, Event::Run(generation, event));
+    }
+
+    /// A run whose credential was refused for whom it was in the hands of.
+    pub(super) fn notice_refusal(&mut self, name: &PluginName) {
+        let run = self.plugins.get(name).and_then(|plugin| plugin.run.clone());
+        if let Some(run) = run
+            && let Some(why) = run.take_refusal()
+        {
+            let event = RunEvent::IdentityRefused(why);
+            self.feed(name, Event::Run(run.generation(), event));
+        }
     }
 
     pub(super) fn channel_lost(&mut self, run: &Arc<Run>, channel: ChannelId) {
@@ -239,7 +339,9 @@ impl Worker {
         let Some(link) = run.link().filter(|link| link.channel == channel) else {
             return;
         };
-        plugin.heartbeat = None;
+        if let Some(liveness) = &mut plugin.liveness {
+            liveness.unlink();
+        }
         run.set_link(None);
         if !link.outbox.is_closed() {
             // Only its reading half is known to be gone. (One that ends already says why.)
@@ -254,97 +356,15 @@ impl Worker {
     fn take_reports(&mut self) {
         let (reports, later) = self.shared.reports.take(Instant::now());
         self.next_reports = later;
-        for (name, run, event) in reports {
+        for (name, run, word) in reports {
             let Some(plugin) = self.plugins.get(&name).filter(|plugin| plugin.is_run(&run)) else {
                 continue;
             };
             let generation = plugin.state.generation();
-            self.feed(&name, Event::Run(generation, event));
-        }
-    }
-
-    // ---- time
-
-    fn next_deadline(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3600);
-        let plugins = self.plugins.values().flat_map(|plugin| {
-            let beat = plugin
-                .heartbeat
-                .as_ref()
-                .map(|heartbeat| heartbeat.next_deadline());
-            let waiters = plugin.waiters.iter().map(|waiter| waiter.deadline).min();
-            [plugin.state.next_deadline(), beat, waiters]
-                .into_iter()
-                .flatten()
-        });
-        let linked = self.plugins.values().any(|plugin| plugin.run.is_some());
-        plugins
-            .chain(self.batches.iter().map(|batch| batch.deadline))
-            .chain(
-                self.shutdown
-                    .as_ref()
-                    .and_then(|shutdown| shutdown.next_deadline()),
-            )
-            .chain(self.next_reports)
-            .chain(linked.then_some(self.next_link_check))
-            .fold(far, Instant::min)
-    }
-
-    fn tick(&mut self) {
-        let now = Instant::now();
-        let check_links = self.next_link_check <= now;
-        if check_links {
-            self.next_link_check = now + LINK_CHECK;
-        }
-        let names: Vec<_> = self.plugins.keys().cloned().collect();
-        for name in names {
-            let plugin = &self.plugins[&name];
-            if plugin.state.next_deadline().is_some_and(|at| at <= now) {
-                self.feed(&name, Event::Tick);
+            match word {
+                Word::Run(event) => self.feed(&name, Event::Run(generation, event)),
+                Word::Config(revision, verdict) => self.config_result(&name, revision, verdict),
             }
-            self.beat(&name, check_links, now);
-            if check_links {
-                self.check_link(&name, now);
-            }
-        }
-    }
-
-    fn beat(&mut self, name: &PluginName, look: bool, now: Instant) {
-        let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
-        };
-        let (Some(heartbeat), Some(run)) = (&mut plugin.heartbeat, &plugin.run) else {
-            return;
-        };
-        if !look && heartbeat.next_deadline() > now {
-            return;
-        }
-        let beat = heartbeat.look(run.last_pong().map(|(nonce, _)| nonce), now);
-        if let (Some(nonce), Some(link)) = (beat.ping, run.link()) {
-            sent(link.outbox.push(Outbound::Ping { nonce }));
-        }
-        if let Some(missed) = beat.degraded {
-            let generation = run.generation();
-            self.feed(name, Event::Run(generation, RunEvent::Heartbeat { missed }));
-        }
-    }
-
-    /// Ends a channel that is not read, and notices one whose loss nobody reported.
-    fn check_link(&mut self, name: &PluginName, now: Instant) {
-        let Some(run) = self.plugins.get(name).and_then(|plugin| plugin.run.clone()) else {
-            return;
-        };
-        let Some(link) = run.link() else {
-            return;
-        };
-        let stuck = link.outbox.stuck_since();
-        if stuck.is_some_and(|since| now.duration_since(since) >= self.config.stalled_after) {
-            let queued_bytes = link.outbox.queued_bytes();
-            tracing::warn!(plugin = %name, queued_bytes, "its channel is not read; it is closed");
-            link.outbox.abort(Closed::Stalled { queued_bytes });
-        }
-        if link.outbox.is_closed() {
-            self.channel_lost(&run, link.channel);
         }
     }
 
@@ -358,23 +378,28 @@ impl Worker {
             let Some(plugin) = self.plugins.get_mut(&name) else {
                 continue;
             };
-            let was_started = plugin.is_started();
+            let was_available = plugin.state.is_available();
+            let was_shown = (plugin.state.state(), plugin.state.phase());
             let (state, actions) = step(&plugin.state, event, now);
             plugin.state = state;
             plugin.note_exit(now);
-            let is_started = plugin.is_started();
+            let available = plugin.state.is_available();
+            let shown = (plugin.state.state(), plugin.state.phase());
             for action in actions {
                 self.perform(&name, action, now);
             }
-            if was_started != is_started {
-                self.tell_neighbours(&name, is_started, &mut queue);
+            if was_available != available {
+                self.tell_neighbours(&name, available, &mut queue);
+            } else if was_shown != shown && !available {
+                // They say why they wait.
+                self.refresh_dependents(&name, &mut queue);
             }
             self.dirty.insert(name);
         }
     }
 
     fn tell_neighbours(
-        &self,
+        &mut self,
         name: &PluginName,
         available: bool,
         queue: &mut VecDeque<(PluginName, Event)>,
@@ -387,42 +412,71 @@ impl Worker {
                         .push(Outbound::DependencyChanged { name, available }),
                 );
             }
-            if !other.requires.contains(name) {
-                continue;
+            if available && !other.requires.contains(name) {
+                queue.push_back((other.name().clone(), Event::DependencyReady));
             }
-            let missing = self.missing(other.name());
-            queue.push_back((other.name().clone(), Event::Dependencies(missing)));
-            if available || self.shutdown.is_some() {
-                continue;
-            }
-            match other
-                .manifest
-                .on_loss
-                .get(name)
-                .copied()
-                .unwrap_or_default()
-            {
-                OnLoss::Notify => {}
-                OnLoss::Restart => {
-                    queue.push_back((other.name().clone(), Event::RestartForDependency));
-                }
-                OnLoss::Stop => queue.push_back((other.name().clone(), Event::StopForDependency)),
-            }
+        }
+        self.refresh_dependents(name, queue);
+        if available || self.shutdown.is_some() {
+            return;
+        }
+        let plugins = &self.plugins;
+        let policy = |plugin: &PluginName, lost: &PluginName| {
+            let plugin = plugins.get(plugin);
+            let policy = plugin.and_then(|plugin| plugin.manifest.on_loss.get(lost));
+            policy.copied().unwrap_or_default()
+        };
+        let reached = self
+            .reactions
+            .lost(&self.graph, name, policy, |name| standing(plugins, name));
+        for name in reached {
+            // It is not available to others from now on, though it still runs: those that end before it
+            // must not begin before it has ended too.
+            self.refresh_dependents(&name, queue);
+        }
+    }
+
+    /// Tells those who require a plugin anew what they wait for.
+    fn refresh_dependents(&self, name: &PluginName, queue: &mut VecDeque<(PluginName, Event)>) {
+        for other in self.graph.dependents(name.as_str()) {
+            let missing = self.missing(other);
+            queue.push_back((other.clone(), Event::Dependencies(missing)));
         }
     }
 
     /// What a plugin waits for, for people.
     pub(super) fn missing(&self, name: &PluginName) -> Option<String> {
         let plugin = self.plugins.get(name)?;
-        let missing: Vec<_> = plugin
-            .requires
-            .iter()
-            .filter_map(|required| match self.plugins.get(required) {
-                None => Some(format!("{required} (unknown)")),
-                Some(plugin) => (!plugin.is_started()).then(|| required.to_string()),
-            })
-            .collect();
-        (!missing.is_empty()).then(|| format!("waits for {}", missing.join(", ")))
+        order::missing(&plugin.requires, &self.reactions, |name| {
+            standing(&self.plugins, name)
+        })
+    }
+
+    /// Goes on with those that end for a loss, the outermost first; `true`: somebody was told something.
+    fn advance_reactions(&mut self) -> bool {
+        if self.reactions.is_empty() {
+            return false;
+        }
+        let plugins = &self.plugins;
+        let next = self
+            .reactions
+            .advance(&self.graph, |name| standing(plugins, name));
+        for (name, policy) in &next.tell {
+            let event = match policy {
+                OnLoss::Notify => continue,
+                OnLoss::Restart => Event::RestartForDependency,
+                OnLoss::Stop => Event::StopForDependency,
+            };
+            self.feed(name, event);
+        }
+        let mut queue = VecDeque::new();
+        for name in &next.over {
+            self.refresh_dependents(name, &mut queue);
+        }
+        for (name, event) in queue {
+            self.feed(&name, event);
+        }
+        !(next.tell.is_empty() && next.over.is_empty())
     }
 
     /// Gives out start slots, goes on with what is under way, answers, and shows.
@@ -430,10 +484,13 @@ impl Worker {
         // Each of these may allow the others something. Rounds are bounded: whatever is left is done
         // after the next turn, which follows at once.
         for _ in 0..64 {
+            let upgrades = self.advance_upgrades();
             let slots = self.give_slots();
+            let reactions = self.advance_reactions();
             let batches = self.advance_batches();
             let shutdown = self.advance_shutdown();
-            if !(slots || batches || shutdown) {
+            let removed = self.forget_removed();
+            if !(upgrades || slots || reactions || batches || shutdown || removed) {
                 break;
             }
         }
@@ -442,30 +499,33 @@ impl Worker {
         self.answer_waiters();
     }
 
-    fn give_slots(&mut self) -> bool {
+    pub(super) fn free_slots(&self) -> usize {
         let held = self
             .plugins
             .values()
             .filter(|plugin| plugin.state.holds_slot())
             .count();
-        let mut free = self.config.max_starting.max(1).saturating_sub(held);
-        let mut queue: Vec<_> = self
+        self.config.max_starting.max(1).saturating_sub(held)
+    }
+
+    fn give_slots(&mut self) -> bool {
+        let waiting = self
             .plugins
             .values()
             .filter(|plugin| plugin.state.wants_slot())
             .map(|plugin| (plugin.state.since(), plugin.name().clone()))
             .collect();
-        queue.sort();
-        let mut given = false;
-        for (_, name) in queue {
-            if free == 0 {
-                break;
-            }
-            free -= 1;
-            given = true;
-            self.feed(&name, Event::Slot);
+        let (free, now) = (self.free_slots(), Instant::now());
+        let given = order::give_slots(waiting, free, || self.start_bucket.take(now));
+        for name in &given {
+            self.feed(name, Event::Slot);
         }
-        given
+        !given.is_empty()
+    }
+
+    /// What is shown of it changed.
+    pub(super) fn touch(&mut self, name: &PluginName) {
+        self.dirty.insert(name.clone());
     }
 
     fn publish(&mut self) {
@@ -479,25 +539,23 @@ impl Worker {
             if self.shared.board.put(info.clone()) {
                 self.work.announcer.plugin_state(&info);
             }
-            wanted.push((name, info.desired));
+            // Taking a plugin out is no wish about it.
+            if !plugin.leaving {
+                wanted.push((name, info.desired));
+            }
         }
         // Only requests change what is wanted, so that this rarely writes.
-        let known = |name: &PluginName, state| self.desired.get(name) == Some(state);
-        wanted.retain(|(name, state)| !known(name, *state) && self.asked(name, *state));
+        let kept = |name: &PluginName, state| self.desired.keeps(name, state);
+        wanted.retain(|(name, state)| !kept(name, *state) && self.asked(name, *state));
         self.desired.set(wanted);
     }
 
     /// Whether a desire is somebody's request, and not what the manifest says anyway.
     fn asked(&self, name: &PluginName, state: PluginState) -> bool {
-        let autostart = self
+        let initial = self
             .plugins
             .get(name)
-            .is_some_and(|plugin| plugin.manifest.autostart);
-        let initial = if autostart {
-            PluginState::Started
-        } else {
-            PluginState::Unloaded
-        };
+            .map_or(PluginState::Unloaded, |plugin| initially(&plugin.manifest));
         self.desired.get(name).is_some() || state != initial
     }
 }
@@ -507,4 +565,10 @@ pub(super) fn sent(push: Push) {
     if push != Push::Queued {
         tracing::debug!(?push, "a frame for a channel that is ending");
     }
+}
+
+fn standing(plugins: &BTreeMap<PluginName, Plugin>, name: &PluginName) -> Option<Standing> {
+    plugins
+        .get(name)
+        .map(|plugin| Standing::from(&plugin.state))
 }

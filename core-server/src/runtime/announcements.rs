@@ -65,8 +65,21 @@ impl Announcer for Announcements {
             "generation": info.generation.0,
             "since": jiff::Timestamp::try_from(info.since).ok().map(|time| time.to_string()),
         });
-        set(&self.state, &format!("core.plugin.{}", info.name), &value);
+        set(&self.state, &plugin_key(&info.name), &value);
     }
+
+    fn plugin_removed(&self, plugin: &PluginName) {
+        let key = plugin_key(plugin);
+        let key = StateKey::parse(&key).expect("the core's keys follow the grammar");
+        if let Err(error) = self.state.delete(&Source::Core, &key, None, None) {
+            tracing::error!(%key, %error, "the core's own state was refused");
+        }
+    }
+}
+
+/// The key of a plugin's newest state.
+fn plugin_key(plugin: &PluginName) -> String {
+    format!("core.plugin.{plugin}")
 }
 
 /// Says that this core runs.

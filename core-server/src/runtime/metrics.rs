@@ -110,6 +110,11 @@ impl Sources {
                 labels: label(),
                 value: Value::Counter(plugin.restarts),
             });
+            metrics.push(Metric {
+                name: "plugin_suppressed_lines_total",
+                labels: label(),
+                value: Value::Counter(plugin.suppressed_lines),
+            });
             let (in_flight, waiting) = self.router.load(&plugin.name);
             for (name, count) in [
                 ("plugin_calls_in_flight", in_flight),

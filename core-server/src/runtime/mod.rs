@@ -8,11 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use core_proto::embed::EmbeddedPlugin;
 use parking_lot::Mutex;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::io::DuplexStream;
 use tokio::time::Instant;
 use tonic_health::ServingStatus;
@@ -20,22 +17,30 @@ use tonic_health::server::HealthReporter;
 
 use crate::channel::Runs;
 use crate::config::Config;
-use crate::error::Failure;
-use crate::event_bus::{self, EventBus, NewEvent};
+use crate::event_bus::EventBus;
 use crate::grpc::{self, Information};
-use crate::plugin_manager::{self, Kind, Manifest, PluginManager};
-use crate::routing::{Call, Router};
-use crate::security::{Action, Credentials, Denied, Gatekeeper, reserved};
+use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
+use crate::routing::Router;
+use crate::security::{Credentials, Gatekeeper};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
 use crate::storage::{self, Storage, StorageAdapter};
+use crate::supervisor::custody::Custody;
 use crate::task::TaskScope;
 use crate::transport::{self, Role, Server, SocketFiles, Supervised};
-use crate::types::{BadName, BadPluginName, Payload, PluginName, Position, Source, Topic};
+use crate::types::{BadPluginName, PluginName};
 use announcements::Announcements;
+pub use builder::Builder;
+use builder::WholeProcess;
+pub use program::{CallError, PublishError};
+pub use reload::{Loader, ReloadError, UpgradeError};
+use reload::{Reloader, with_embedded};
 
 mod announcements;
+mod builder;
 mod metrics;
+mod program;
+mod reload;
 mod settings;
 
 /// Time kept back from the shutdown's for closing the storage.
@@ -55,6 +60,9 @@ pub enum Error {
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] transport::Error),
+    /// The system gives no threads.
+    #[error("threads cannot be started")]
+    Threads(#[source] io::Error),
     /// An embedded plugin cannot be one.
     #[error("a plugin of this program cannot be embedded")]
     EmbeddedName(#[from] BadPluginName),
@@ -68,6 +76,8 @@ pub struct ShutdownReport {
     pub storage_closed: bool,
     /// Plugins that could not be ended in time.
     pub surviving_plugins: Vec<String>,
+    /// Processes that plugins left and that could not be ended.
+    pub surviving_processes: Vec<u32>,
     /// Tasks that had to be aborted.
     pub aborted_tasks: Vec<&'static str>,
 }
@@ -76,38 +86,9 @@ impl ShutdownReport {
     /// Nothing survived and everything was saved.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.storage_closed && self.surviving_plugins.is_empty()
-    }
-}
-
-/// What a runtime is made of, before it runs.
-#[must_use = "a builder does nothing until it is started"]
-pub struct Builder {
-    config: Config,
-    embedded: Vec<Arc<dyn EmbeddedPlugin>>,
-    adapter: Option<Arc<dyn StorageAdapter>>,
-}
-
-impl Builder {
-    /// Adds a plugin that runs inside this process.
-    pub fn embed(mut self, plugin: impl Into<Arc<dyn EmbeddedPlugin>>) -> Self {
-        self.embedded.push(plugin.into());
-        self
-    }
-
-    /// Takes this storage instead of the configured one.
-    pub fn storage(mut self, adapter: Arc<dyn StorageAdapter>) -> Self {
-        self.adapter = Some(adapter);
-        self
-    }
-
-    /// Opens the storage, binds the sockets, serves, and begins to start what should run. Returns as
-    /// soon as the core serves; plugins start beside it.
-    ///
-    /// # Errors
-    /// [`Error`]; nothing is left running.
-    pub async fn start(self) -> Result<Runtime, Error> {
-        Runtime::start(self).await
+        self.storage_closed
+            && self.surviving_plugins.is_empty()
+            && self.surviving_processes.is_empty()
     }
 }
 
@@ -119,6 +100,7 @@ pub struct Runtime {
     tcp: Vec<SocketAddr>,
     shutdown_timeout: Duration,
     health: HealthReporter,
+    reloader: Reloader,
 }
 
 /// The components, each a handle.
@@ -129,6 +111,7 @@ struct Parts {
     state: StateEngine,
     storage: Storage,
     manager: PluginManager,
+    custody: Custody,
     operator_slots: Arc<crate::channel::CallerSlots>,
 }
 
@@ -140,6 +123,8 @@ struct Scopes {
     streams: TaskScope,
     /// The plugin manager and the router.
     workers: TaskScope,
+    /// What looks after child processes.
+    custody: TaskScope,
 }
 
 impl Runtime {
@@ -149,6 +134,9 @@ impl Runtime {
             config,
             embedded: Vec::new(),
             adapter: None,
+            whole: WholeProcess::default(),
+            loader: None,
+            log: None,
         }
     }
 
@@ -157,8 +145,12 @@ impl Runtime {
             config,
             embedded,
             adapter,
+            whole,
+            loader,
+            log,
         } = builder;
-        let (manifests, embedded) = with_embedded(&config, embedded)?;
+        let (bare, embedded) = embed(embedded)?;
+        let manifests = with_embedded(config.plugins.clone(), &bare);
         let limits = &config.limits;
         let storage = open_storage(&config, adapter).await?;
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
@@ -177,6 +169,7 @@ impl Runtime {
             connections: TaskScope::new(),
             streams: TaskScope::new(),
             workers: TaskScope::new(),
+            custody: TaskScope::new(),
         };
 
         let unix = transport::bind_unix(&config.listen.runtime_dir, !config.operators.is_empty())?;
@@ -193,6 +186,10 @@ impl Runtime {
         // the server, the server's channels belong to the manager.
         let connector = Connector::default();
         let cookie: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
+        let custody = Custody::new(settings::custody(&config, &whole, &cookie));
+        let custody = custody.map_err(Error::Threads)?;
+        // Nothing is started before what an earlier core left is gone.
+        custody.begin(&scopes.custody).await;
         let (manager, manager_worker) = PluginManager::new(
             settings::plugin_manager(&config, &unix.files.plugins, &cookie),
             manifests,
@@ -205,8 +202,10 @@ impl Runtime {
                 announcer: Arc::new(Announcements::new(bus.clone(), state.clone())),
                 embedded,
                 connect: connector.as_connect(),
+                custody: custody.clone(),
             },
         );
+        let reloader = Reloader::new(manager.clone(), bare, config.clone(), loader);
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {
             bus: bus.clone(),
@@ -231,6 +230,7 @@ impl Runtime {
             insecure_plaintext: config.listen.insecure_plaintext,
             storage: (storage_info.name.to_owned(), storage_info.location.clone()),
             limits: limits.describe(),
+            custody: custody.clone(),
         };
         let health = HealthReporter::new();
         let routes = grpc::routes(grpc::Kernel {
@@ -240,6 +240,8 @@ impl Runtime {
             state: state.clone(),
             storage: storage.clone(),
             manager: manager.clone(),
+            reload: reloader.as_rpc(),
+            upgrade: reloader.upgrade_as_rpc(),
             gatekeeper: gatekeeper.clone(),
             scope: scopes.streams.clone(),
             limits: limits.clone(),
@@ -247,6 +249,7 @@ impl Runtime {
             metrics: metrics.reader(),
             channel_stats,
             health: health.clone(),
+            log,
         });
         let leaders = manager.clone();
         let leaders = move || {
@@ -282,6 +285,7 @@ impl Runtime {
             state,
             storage,
             manager,
+            custody,
             operator_slots: Arc::default(),
         };
         announcements::core_started(&parts.state, parts.bus.epoch());
@@ -292,6 +296,7 @@ impl Runtime {
             tcp: tcp_addresses,
             shutdown_timeout: config.shutdown_timeout,
             health,
+            reloader,
         })
     }
 }
@@ -345,69 +350,28 @@ impl Runtime {
         &self.tcp
     }
 
-    /// Calls a service with arguments as JSON (an object or an array; `()` for none) and waits for
-    /// its result, with the service's own deadline. The caller is the operator.
+    /// Takes another configuration while everything runs: plugins appear, change, disappear as it says;
+    /// what else differs is named in [`Reloaded::needs_restart`] and stays as it was. See
+    /// [`PluginManager::reload`].
     ///
     /// # Errors
-    /// [`CallError`]: the arguments or the result do not fit, or the call failed.
+    /// [`ReloadError::Plugins`]; nothing has changed then.
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the call.
-    pub async fn call<R: DeserializeOwned>(
-        &self,
-        service: &str,
-        arguments: &impl Serialize,
-    ) -> Result<R, CallError> {
-        let arguments = serde_json::to_vec(arguments).map_err(CallError::Arguments)?;
-        let no_arguments = arguments == b"null";
-        let call = Call {
-            service: service.to_owned(),
-            arguments: Payload {
-                data: if no_arguments {
-                    Bytes::new()
-                } else {
-                    arguments.into()
-                },
-                ..Payload::default()
-            },
-            timeout: None,
-            wait_for_ready: false,
-            caller: Source::Operator,
-            slots: Arc::clone(&self.parts.operator_slots),
-            cause: None,
-            traceparent: String::new(),
-        };
-        let result = self
-            .parts
-            .router
-            .call_and_wait(call)
-            .await
-            .map_err(CallError::Failed)?;
-        let json: &[u8] = if result.data.is_empty() {
-            b"null"
-        } else {
-            &result.data
-        };
-        serde_json::from_slice(json).map_err(CallError::Result)
+    /// Dropped, the reload takes place or does not, as a whole.
+    pub async fn reload(&self, config: Config) -> Result<Reloaded, ReloadError> {
+        self.reloader.reload(config).await
     }
 
-    /// Publishes an event with JSON data; the source is the operator.
+    /// Reads the configuration again with [`Builder::loader`] and takes it.
     ///
     /// # Errors
-    /// [`PublishError`]: not a topic, one of the core's own, not JSON, too large.
-    pub fn publish(&self, topic: &str, data: &impl Serialize) -> Result<Position, PublishError> {
-        let data = serde_json::to_vec(data)?;
-        let payload = Payload {
-            data: data.into(),
-            ..Payload::default()
-        };
-        let topic = Topic::parse(topic)?;
-        if let Some(resource) = reserved(Action::Publish(topic.as_str())) {
-            let resource = resource.to_owned();
-            return Err(Denied::Reserved { resource }.into());
-        }
-        let event = NewEvent::new(topic, payload);
-        Ok(self.parts.bus.publish(&Source::Operator, event)?)
+    /// [`ReloadError`]; nothing has changed then.
+    ///
+    /// # Cancel safety
+    /// As of [`Self::reload`].
+    pub async fn load_and_reload(&self) -> Result<Reloaded, ReloadError> {
+        self.reloader.load_and_reload().await
     }
 
     /// Stops everything in order, within the configured time; see [`Self::shutdown_within`].
@@ -424,7 +388,8 @@ impl Runtime {
         budget: Duration,
         hurry: impl Future<Output = ()>,
     ) -> ShutdownReport {
-        let deadline = Instant::now() + budget;
+        let whole = budget;
+        let deadline = Instant::now() + whole;
         let Self {
             parts,
             scopes,
@@ -453,6 +418,10 @@ impl Runtime {
         let mut aborted_tasks = scopes.streams.close(budget / 2).await;
         aborted_tasks.extend(scopes.connections.close(budget / 2).await);
         aborted_tasks.extend(scopes.workers.close(budget / 2).await);
+        let surviving_processes = parts
+            .custody
+            .close(&scopes.custody, deadline - STORAGE_SHARE.min(whole / 2))
+            .await;
         drop(sockets);
         let left = deadline
             .saturating_duration_since(Instant::now())
@@ -463,63 +432,28 @@ impl Runtime {
         ShutdownReport {
             storage_closed,
             surviving_plugins: report.survivors.iter().map(ToString::to_string).collect(),
+            surviving_processes,
             aborted_tasks,
         }
     }
 }
 
-/// A call from the program that embeds the core failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// They are not JSON.
-    #[error("the arguments cannot be written as JSON")]
-    Arguments(#[source] serde_json::Error),
-    /// The system's or the application's error.
-    #[error("{0}")]
-    Failed(Failure),
-    /// It is not what was expected.
-    #[error("the result is not what the caller expects")]
-    Result(#[source] serde_json::Error),
-}
-
-/// An event from the program that embeds the core was not published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// It breaks the grammar.
-    #[error(transparent)]
-    Topic(#[from] BadName),
-    /// Only the core publishes it.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The data is not JSON.
-    #[error("the data cannot be written as JSON")]
-    Data(#[from] serde_json::Error),
-    /// The bus refused it.
-    #[error(transparent)]
-    Bus(#[from] event_bus::Error),
-}
-
 /// Plugins of this process, by name.
 type Embedded = HashMap<PluginName, Arc<dyn EmbeddedPlugin>>;
 
-/// The manifests of the configuration and of the embedded plugins. The program that embeds may give
-/// one for its plugin among `config.plugins`; else it has a bare one.
-fn with_embedded(
-    config: &Config,
-    plugins: Vec<Arc<dyn EmbeddedPlugin>>,
-) -> Result<(Vec<Manifest>, Embedded), Error> {
-    let mut manifests = config.plugins.clone();
+/// The embedded plugins and a bare manifest of each. The program that embeds may give a fuller one for
+/// its plugin among `config.plugins`.
+fn embed(plugins: Vec<Arc<dyn EmbeddedPlugin>>) -> Result<(Vec<Manifest>, Embedded), Error> {
+    let mut manifests = Vec::new();
     let mut embedded = Embedded::new();
     for plugin in plugins {
         let name = PluginName::parse(plugin.name())?;
-        if !manifests.iter().any(|manifest| manifest.name == name) {
-            let requires = plugin.requires();
-            let requires = requires.iter().map(|name| PluginName::parse(name));
-            manifests.push(Manifest {
-                requires: requires.collect::<Result<_, _>>()?,
-                ..Manifest::new(name.clone(), Kind::Embedded)
-            });
-        }
+        let requires = plugin.requires();
+        let requires = requires.iter().map(|name| PluginName::parse(name));
+        manifests.push(Manifest {
+            requires: requires.collect::<Result<_, _>>()?,
+            ..Manifest::new(name.clone(), Kind::Embedded)
+        });
         embedded.insert(name, plugin);
     }
     Ok((manifests, embedded))

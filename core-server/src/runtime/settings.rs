@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use super::builder::WholeProcess;
 use crate::config::{Adapter, Config, Durability, Limits};
 use crate::plugin_manager;
+use crate::supervisor::custody;
+use crate::supervisor::liveness::Times;
 use crate::transport::Http2;
 use crate::{event_bus, routing, state_engine, storage};
 
@@ -71,6 +74,23 @@ pub(super) fn storage(config: &Config) -> storage::Config {
     }
 }
 
+pub(super) fn custody(config: &Config, whole: &WholeProcess, cookie: &str) -> custody::Setup {
+    let layers = &config.supervision;
+    // Where nothing is kept in the data directory, beside the sockets.
+    let directory = match config.storage.adapter {
+        Adapter::Sqlite => &config.data_dir,
+        Adapter::Memory => &config.listen.runtime_dir,
+    };
+    let run_state = directory.join(custody::RUN_STATE_FILE_NAME);
+    custody::Setup {
+        cookie: cookie.to_owned(),
+        parent_death_signal: layers.parent_death_signal,
+        guardian: whole.guardian.clone().filter(|_| layers.guardian),
+        adopts_orphans: whole.adopts_orphans && layers.subreaper,
+        run_state: layers.boot_sweep.then_some(run_state),
+    }
+}
+
 pub(super) fn plugin_manager(
     config: &Config,
     socket: &Path,
@@ -83,11 +103,17 @@ pub(super) fn plugin_manager(
         keep_desired: config.storage.adapter != Adapter::Memory,
         core_address: format!("unix:{}", socket.display()),
         cookie: cookie.to_owned(),
-        heartbeat: limits.heartbeat_interval,
+        liveness: Times {
+            interval: limits.heartbeat_interval,
+            silent_after: limits.silent_after,
+            unresponsive_after: limits.unresponsive_after,
+        },
         stalled_after: limits.channel_stall,
+        max_starting: limits.plugins_starting,
+        start_burst: u32::try_from(limits.start_burst).unwrap_or(u32::MAX),
+        starts_per_second: u32::try_from(limits.starts_per_second).unwrap_or(u32::MAX),
         max_calls_in_flight: limits.calls_per_provider,
         max_message_bytes: limits.message_bytes,
         max_payload_bytes: limits.payload_bytes,
-        ..plugin_manager::Config::default()
     }
 }

@@ -41,6 +41,15 @@ impl Token {
     }
 }
 
+/// Compares two secrets that the core itself holds, in constant time all the same.
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Token {}
+
 impl fmt::Debug for Token {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Token(redacted)")
@@ -100,6 +109,13 @@ impl Credentials {
         by_hash.insert(hash(token.reveal()), credential);
     }
 
+    /// Ends the configured token of a plugin, if it has one.
+    pub fn remove_static(&self, plugin: &PluginName) {
+        self.by_hash
+            .write()
+            .retain(|_, credential| credential.run.is_some() || credential.plugin != *plugin);
+    }
+
     /// Whom a presented token speaks for.
     #[must_use]
     pub fn verify(&self, presented: &str) -> Option<Credential> {
@@ -154,6 +170,17 @@ mod tests {
                 .map(|c| c.plugin),
             Some(lamp())
         );
+    }
+
+    #[test]
+    fn a_removed_static_token_is_none() {
+        let credentials = Credentials::default();
+        let (run, token) = (RunId::random(), Token::random());
+        credentials.set_static(&lamp(), &token);
+        let own = credentials.issue(&lamp(), &run, None);
+        credentials.remove_static(&lamp());
+        assert_eq!(credentials.verify(token.reveal()), None);
+        assert!(credentials.verify(own.reveal()).is_some(), "a run's stays");
     }
 
     #[test]

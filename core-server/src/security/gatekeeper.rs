@@ -192,6 +192,11 @@ impl Gatekeeper {
         }
     }
 
+    /// What plugins may do from now on; streams that were opened before stay open.
+    pub fn set_permissions(&self, permissions: HashMap<PluginName, Permissions>) {
+        self.inner.permissions.store(Arc::new(permissions));
+    }
+
     /// What was counted.
     #[must_use]
     pub fn stats(&self) -> &Stats {
@@ -245,6 +250,7 @@ impl Gatekeeper {
         if let (Peer::PluginSocket { uid }, Some(expected)) = (peer, credential.uid)
             && *uid != expected
         {
+            self.note_wrong_user(&credential, *uid, expected);
             return Err(Error::WrongUser);
         }
         let needs = rule.and_then(|rule| rule.allows(Principal::Plugin));
@@ -293,6 +299,17 @@ impl Gatekeeper {
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
         }))
+    }
+
+    /// A child that changes its user can never open its channel: its run is told, so that it is not
+    /// tried again and again.
+    fn note_wrong_user(&self, credential: &Credential, uid: u32, expected: u32) {
+        let run = self.inner.runs.get(credential.plugin.as_str());
+        if let Some(run) = run.filter(|run| credential.run.as_ref() == Some(run.id())) {
+            run.note_refusal(format!(
+                "its token was made for uid {expected}, and a process of uid {uid} presents it"
+            ));
+        }
     }
 
     fn live_run(&self, credential: &Credential, named: Option<&str>) -> Result<Arc<Run>, Error> {

@@ -108,6 +108,20 @@ pub const RULES: &[Rule] = &[
     rule("coreruntime.v1.PluginManager/StopAll", false, None, true),
     rule("coreruntime.v1.PluginManager/Watch", false, None, true),
     rule("coreruntime.v1.PluginManager/Logs", false, None, true),
+    rule("coreruntime.v1.PluginManager/Reload", false, None, true),
+    rule("coreruntime.v1.PluginManager/Upgrade", false, None, true),
+    rule(
+        "coreruntime.v1.PluginManager/PushLogs",
+        false,
+        NEEDS_RUN,
+        false,
+    ),
+    rule(
+        "coreruntime.v1.PluginManager/SetLogLevel",
+        false,
+        None,
+        true,
+    ),
     rule(
         "coreruntime.v1.Introspection/GetInfo",
         false,

@@ -12,12 +12,15 @@ use std::time::Duration;
 use core_proto::embed::{EmbeddedPlugin, Embedding};
 use tokio::sync::{oneshot, watch};
 
+use super::custody::Custody;
+use super::isolation::Confinement;
 use super::lifecycle::{Exit, RunEvent};
 use super::output::{LogBook, LogStream, drain};
-use super::process::Process;
+use super::program::Identity;
+use super::usage::{Gauge, UsageMeter};
 use crate::error::chain;
 use crate::plugin_manager::Command;
-use crate::types::Generation;
+use crate::types::{Generation, PluginName};
 
 /// How long a dead child's last words are waited for. A grandchild may hold its pipes for ever.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -38,8 +41,27 @@ pub enum Order {
 pub enum HostEvent {
     /// The child's process id.
     Pid(u32),
+    /// What its program is on disk: before it is started, and when it was looked at again.
+    Program(Identity),
     /// For the lifecycle.
     Run(RunEvent),
+}
+
+/// What a child process is made of.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Whose run it carries.
+    pub plugin: PluginName,
+    /// Which run.
+    pub generation: Generation,
+    /// The program.
+    pub command: Command,
+    /// All of its environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// What it is kept to.
+    pub confinement: Confinement,
+    /// Takes what it writes.
+    pub log: Arc<LogBook>,
 }
 
 /// A child process from its spawn to its last words. `report` is called in order; its last report is
@@ -48,17 +70,28 @@ pub enum HostEvent {
 /// # Cancel safety
 /// Dropping it kills the process group.
 pub async fn carry_process<R, F>(
-    command: Command,
-    environment: BTreeMap<OsString, OsString>,
-    generation: Generation,
-    log: Arc<LogBook>,
+    custody: Custody,
+    launch: Launch,
+    (meter, gauge): (UsageMeter, Gauge),
     mut orders: watch::Receiver<Order>,
     report: R,
 ) where
     R: Fn(HostEvent) -> F + Send,
     F: Future<Output = ()> + Send,
 {
-    let (mut process, pipes) = match Process::spawn(&command, &environment) {
+    let Launch {
+        plugin,
+        generation,
+        command,
+        environment,
+        confinement,
+        log,
+    } = launch;
+    let bounds = confinement.bounds();
+    let spawned = custody
+        .spawn(&plugin, command, environment, confinement)
+        .await;
+    let (mut process, pipes) = match spawned {
         Ok(spawned) => spawned,
         Err(error) => {
             let (lasting, message) = (error.is_lasting(), chain(&error));
@@ -67,6 +100,8 @@ pub async fn carry_process<R, F>(
     };
     report(HostEvent::Pid(process.id())).await;
     report(HostEvent::Run(RunEvent::Spawned)).await;
+    let mut metered = meter.watch(process.id(), bounds, gauge);
+    let mut is_over = false;
     let mut output = pin!(async {
         tokio::join!(
             drain(pipes.stdout, LogStream::Stdout, generation, &log),
@@ -76,10 +111,15 @@ pub async fn carry_process<R, F>(
     let (mut output_ended, mut owner_gone) = (false, false);
     // An order may have come before the process did.
     orders.mark_changed();
-    let exit = loop {
+    let mut exit = loop {
         tokio::select! {
             exit = process.exited() => break exit,
             _ = &mut output, if !output_ended => output_ended = true,
+            excess = metered.exceeded(), if !is_over => {
+                is_over = true;
+                let (reason, message) = (excess.reason, excess.message);
+                report(HostEvent::Run(RunEvent::OverLimit { reason, message })).await;
+            }
             changed = orders.changed(), if !owner_gone => {
                 let order = *orders.borrow_and_update();
                 owner_gone = changed.is_err();
@@ -92,10 +132,31 @@ pub async fn carry_process<R, F>(
             }
         }
     };
-    if !output_ended && tokio::time::timeout(LAST_WORDS, output).await.is_err() {
-        tracing::debug!("somebody else holds the output of an ended child");
+    let last_words = async {
+        if !output_ended && tokio::time::timeout(LAST_WORDS, output).await.is_err() {
+            tracing::debug!("somebody else holds the output of an ended child");
+        }
+    };
+    // Whoever holds the output is ended meanwhile.
+    tokio::join!(process.bury(), last_words);
+    if process.is_out_of_memory() {
+        exit.message = Some("out of memory: the kernel ended it at its limit".to_owned());
+        exit.reason = Some("memory_limit");
     }
     report(HostEvent::Run(RunEvent::Exited(exit))).await;
+}
+
+/// Instead of a run: one that must not begin.
+pub async fn refuse<R, F>(message: String, report: R)
+where
+    R: Fn(HostEvent) -> F + Send,
+    F: Future<Output = ()> + Send,
+{
+    let refused = RunEvent::SpawnFailed {
+        lasting: true,
+        message,
+    };
+    report(HostEvent::Run(refused)).await;
 }
 
 /// A plugin inside the core's process, on a thread of its own. It cannot be killed: [`Order::Kill`]
@@ -160,8 +221,8 @@ fn run_embedded(
             let message = Some(format!("no runtime could be made: {error}"));
             return Exit {
                 code: Some(1),
-                signal: None,
                 message,
+                ..Exit::default()
             };
         }
     };
@@ -180,8 +241,8 @@ fn run_embedded(
         },
         Err(error) => Exit {
             code: Some(1),
-            signal: None,
             message: Some(chain(error.as_ref())),
+            ..Exit::default()
         },
     }
 }

@@ -1,11 +1,12 @@
 //! A child process and its group.
 //!
-//! - Started with a cleared environment, its own session and group, umask 077, its data directory as
+//! - Started with a cleared environment, kept to what its [`Confinement`] says, its data directory as
 //!   working directory. Its standard input is a pipe that stays open: its end tells an SDK that the
 //!   core has died.
 //! - Its exit is noticed by a pidfd, for this child alone: `waitpid(-1)` would steal the statuses of
 //!   others. The group is killed while the leader's zombie still pins the group's id, then the leader
 //!   is reaped: in any other order the id might belong to a stranger.
+//! - What left the group is ended before it is reaped too, by its keeper (`custody/`).
 //! - Dropping it kills the group.
 
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
 
-use super::isolation;
+use super::custody::Ticket;
+use super::isolation::{self, Confinement, RunGroup};
 use super::lifecycle::Exit;
 use crate::plugin_manager::Command;
 
@@ -37,7 +39,11 @@ pub struct Process {
     leader: tokio::process::Child,
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    /// What strikes it off the keeper's lists.
+    ticket: Option<Ticket>,
     reaped: bool,
+    /// Its cgroup, where it has one. After the leader: it goes when nobody is in it.
+    cgroup: Option<RunGroup>,
 }
 
 /// What a child writes to.
@@ -47,6 +53,15 @@ pub struct Pipes {
     pub stdout: ChildStdout,
     /// Its standard error.
     pub stderr: ChildStderr,
+}
+
+impl Pipes {
+    /// What its ends of them are called in `/proc`: a pipe has one inode.
+    pub(super) fn inodes(&self) -> Vec<u64> {
+        let ends = [self.stdout.as_fd(), self.stderr.as_fd()];
+        let inode = |end| rustix::fs::fstat(end).ok().map(|status| status.st_ino);
+        ends.into_iter().filter_map(inode).collect()
+    }
 }
 
 /// Why a child could not be started.
@@ -68,6 +83,9 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// It cannot be kept to what is asked for.
+    #[error("it cannot be isolated as its manifest asks")]
+    Isolation(#[from] isolation::Error),
     /// The core lacks something for the moment.
     #[error("no process could be made")]
     Resources(#[source] io::Error),
@@ -77,7 +95,7 @@ impl SpawnError {
     /// Whether another try would fail as well.
     #[must_use]
     pub fn is_lasting(&self) -> bool {
-        matches!(self, Self::Program { .. })
+        matches!(self, Self::Program { .. } | Self::Isolation(_))
     }
 }
 
@@ -107,13 +125,16 @@ pub fn environment(
 }
 
 impl Process {
-    /// Starts a child. Needs a tokio runtime around it.
+    /// Starts a child: on the thread that forks, which needs a tokio runtime around it. `arm` does
+    /// what comes last between `fork` and `exec`.
     ///
     /// # Errors
     /// See [`SpawnError`]; nothing runs then.
-    pub fn spawn(
+    pub(super) fn spawn(
         command: &Command,
         environment: &BTreeMap<OsString, OsString>,
+        confinement: &Confinement,
+        arm: impl FnOnce(&mut std::process::Command, Option<&RunGroup>),
     ) -> Result<(Self, Pipes), SpawnError> {
         make_directory(&command.working_dir).map_err(|source| SpawnError::Directory {
             path: command.working_dir.clone(),
@@ -128,7 +149,8 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        isolation::isolate(&mut building);
+        let cgroup = confinement.apply(&mut building, &command.working_dir)?;
+        arm(&mut building, cgroup.as_ref());
         let mut building = tokio::process::Command::from(building);
         let mut leader = building.kill_on_drop(true).spawn().map_err(|source| {
             use io::ErrorKind::{ArgumentListTooLong, InvalidInput, NotFound, PermissionDenied};
@@ -168,7 +190,9 @@ impl Process {
             leader,
             pid,
             pidfd,
+            ticket: None,
             reaped: false,
+            cgroup,
         };
         Ok((process, Pipes { stdout, stderr }))
     }
@@ -179,7 +203,13 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Waits for the leader's exit, kills what is left of its group and reaps it. Cancel safe.
+    /// Hands it over to its keeper.
+    pub(super) fn keep(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
+    }
+
+    /// Waits for the leader's exit and kills what is left of its group; [`Self::bury`] it then.
+    /// Cancel safe.
     pub async fn exited(&mut self) -> Exit {
         let status = loop {
             let Ok(mut ready) = self.pidfd.readable().await else {
@@ -195,16 +225,32 @@ impl Process {
             }
         };
         signal_group(self.pid, Signal::KILL);
-        if let Err(error) = self.leader.try_wait() {
-            tracing::warn!(pid = self.id(), %error, "a child could not be reaped");
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
         }
-        self.reaped = true;
         Exit {
             code: status.as_ref().and_then(|status| status.exit_status()),
             signal: status
                 .as_ref()
                 .and_then(|status| status.terminating_signal()),
             message: None,
+            reason: None,
+        }
+    }
+
+    /// Ends what left the group of a leader that has ended, and reaps it: in this order, for until
+    /// then its id means this run and nobody else. Bounded by the keeper's sweep.
+    pub async fn bury(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.sweep().await;
+            ticket.release();
+        }
+        if let Err(error) = self.leader.try_wait() {
+            tracing::warn!(pid = self.id(), %error, "a child could not be reaped");
+        }
+        self.reaped = true;
+        if let Some(ticket) = &self.ticket {
+            ticket.reaped();
         }
     }
 
@@ -217,6 +263,23 @@ impl Process {
     /// Ends the group.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+    }
+
+    /// Its cgroup, where it has one: everything of the run is in it, whatever group or session it
+    /// chose.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_ref().map(RunGroup::path)
+    }
+
+    /// Whether the kernel has ended it, or a process of its, for want of memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        let killed = self.cgroup.as_ref().map(RunGroup::out_of_memory);
+        killed.is_some_and(|killed| killed > 0)
     }
 
     fn signal(&self, signal: Signal) {
@@ -237,7 +300,7 @@ impl Drop for Process {
     deprecated,
     reason = "the successor is unsafe, for descriptors that are not owned; this one is"
 )]
-fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 

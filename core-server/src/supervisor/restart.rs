@@ -47,9 +47,9 @@ pub enum Next {
     Backoff(Instant),
     /// Too many failures; try again then, slowly, for ever.
     CrashLoop(Instant),
-    /// Not tried again until an operator says so.
+    /// Not tried again until the configuration or the program changes, or an operator says so.
     GivenUp,
-    /// Not tried again until the configuration or the program changes.
+    /// As [`Next::GivenUp`]: nothing else could help.
     ConfigError,
     /// Its work is done.
     Completed,

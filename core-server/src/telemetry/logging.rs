@@ -1,26 +1,26 @@
 //! The core's log, on standard error: text on a terminal, JSON lines elsewhere. Standard output is
 //! left to the answers of commands.
 
+use std::fmt;
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tracing::Subscriber;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{EnvFilter, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, check_log_filter};
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter is not one.
-    #[error("the log filter \"{filter}\" is not valid")]
-    Filter {
-        /// It.
-        filter: String,
-        /// What is wrong.
-        #[source]
-        source: tracing_subscriber::filter::ParseError,
-    },
+    #[error("the log filter is not valid: {0}")]
+    Filter(String),
+    /// The log whose filter was to be changed is gone.
+    #[error("the log is closed")]
+    Gone(#[source] reload::Error),
     /// This process has a log already.
     #[error("logging is set up already")]
     Twice(#[source] tracing::subscriber::SetGlobalDefaultError),
@@ -37,17 +37,82 @@ pub enum Style {
     Json,
 }
 
+/// Changes what the core's log tells, while it runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    apply: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    /// The configured filter.
+    default: Arc<str>,
+    /// In force. Short lock: never held while the filter is changed.
+    now: Arc<Mutex<Arc<str>>>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Control")
+            .field("filter", &self.filter())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// The filter in force.
+    #[must_use]
+    pub fn filter(&self) -> String {
+        self.now.lock().to_string()
+    }
+
+    /// Puts another filter in force: a level, or levels by target. Empty: the configured one.
+    ///
+    /// # Errors
+    /// [`Error::Filter`]; [`Error::Gone`].
+    pub fn set(&self, filter: &str) -> Result<(), Error> {
+        let filter: Arc<str> = match filter {
+            "" => Arc::clone(&self.default),
+            filter => filter.into(),
+        };
+        (self.apply)(parse(&filter)?).map_err(Error::Gone)?;
+        *self.now.lock() = filter;
+        Ok(())
+    }
+}
+
 /// Sets up the log of this process.
 ///
 /// # Errors
 /// [`Error::Filter`]; [`Error::Twice`].
-pub fn init(log: &Log) -> Result<(), Error> {
+pub fn init(log: &Log) -> Result<Control, Error> {
     let terminal = std::io::stderr().is_terminal();
     // A variable of a standard that programs share (no-color.org), not one of ours.
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = style(log.format, terminal, no_colour);
-    let subscriber = subscriber(&log.filter, style, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(Error::Twice)
+    let (subscriber, control) = subscriber(&log.filter, style, || Lossy(std::io::stderr()))?;
+    tracing::subscriber::set_global_default(subscriber).map_err(Error::Twice)?;
+    Ok(control)
+}
+
+/// Standard error while it can be written: a closed terminal, a reader that left or a full disk costs
+/// lines, never the core. (`tracing` reports a failed write with `eprintln!`, which panics when
+/// standard error is what failed.)
+struct Lossy(std::io::Stderr);
+
+impl std::io::Write for Lossy {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(self.0.write(bytes).unwrap_or(bytes.len()))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush().ok();
+        Ok(())
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, Error> {
+    check_log_filter(filter).map_err(Error::Filter)?;
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| Error::Filter(error.to_string()))
 }
 
 /// The style of a format, given what is at the other end.
@@ -61,7 +126,7 @@ pub fn style(format: LogFormat, terminal: bool, no_colour: bool) -> Style {
     }
 }
 
-/// A log that goes anywhere.
+/// A log that goes anywhere, and its control.
 ///
 /// # Errors
 /// [`Error::Filter`].
@@ -69,32 +134,41 @@ pub fn subscriber<W>(
     filter: &str,
     style: Style,
     writer: W,
-) -> Result<Box<dyn Subscriber + Send + Sync>, Error>
+) -> Result<(Box<dyn Subscriber + Send + Sync>, Control), Error>
 where
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| Error::Filter {
-            filter: filter.to_owned(),
-            source,
-        })?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(parse(filter)?)
         .with_writer(writer);
-    Ok(match style {
-        Style::Json => Box::new(builder.json().flatten_event(true).finish()),
-        Style::Coloured => Box::new(builder.with_ansi(true).finish()),
-        Style::Plain => Box::new(builder.with_ansi(false).finish()),
-    })
+    /// The styles differ in types only.
+    macro_rules! finish {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let apply: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> =
+                Arc::new(move |filter| handle.reload(filter));
+            let subscriber: Box<dyn Subscriber + Send + Sync> = Box::new(builder.finish());
+            (subscriber, apply)
+        }};
+    }
+    let (subscriber, apply) = match style {
+        Style::Json => finish!(builder.json().flatten_event(true)),
+        Style::Coloured => finish!(builder.with_ansi(true)),
+        Style::Plain => finish!(builder.with_ansi(false)),
+    };
+    let default: Arc<str> = filter.into();
+    let control = Control {
+        apply,
+        now: Arc::new(Mutex::new(Arc::clone(&default))),
+        default,
+    };
+    Ok((subscriber, control))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
 
     use super::*;
 
@@ -115,7 +189,8 @@ mod tests {
     fn logged(filter: &str, style: Style) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let subscriber = subscriber(filter, style, move || writer.clone()).expect("a good filter");
+        let subscriber = subscriber(filter, style, move || writer.clone());
+        let (subscriber, _) = subscriber.expect("a good filter");
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(target: "core_server::supervisor", plugin = "lamp", "it crashed");
             tracing::info!(target: "core_server::event_bus", "hello");
@@ -168,13 +243,41 @@ mod tests {
     }
 
     #[test]
+    fn the_filter_changes_while_the_log_is_open() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = subscriber("warn", Style::Plain, move || writer.clone());
+        let (subscriber, control) = subscriber.expect("a good filter");
+        tracing::subscriber::with_default(subscriber, || {
+            let tell = |text: &str| tracing::info!(target: "core_server::routing", "{text}");
+            tell("one");
+            control.set("warn,core_server::routing=info").expect("good");
+            tell("two");
+            // A bare word is a target to the library, and would silence everything else.
+            for bad in ["loud=loud", "debgu", "x="] {
+                let error = control.set(bad).expect_err("bad");
+                assert!(matches!(error, Error::Filter(_)), "{error}");
+            }
+            assert_eq!(control.filter(), "warn,core_server::routing=info");
+            tell("three");
+            control.set("").expect("the configured one");
+            tell("four");
+            assert_eq!(control.filter(), "warn");
+        });
+        let text = String::from_utf8(sink.0.lock().clone()).expect("text");
+        assert!(text.contains("two") && text.contains("three"), "{text}");
+        assert!(!text.contains("one") && !text.contains("four"), "{text}");
+    }
+
+    #[test]
     fn a_bad_filter_is_named() {
         let error = subscriber("info,x=loud", Style::Plain, io::stderr)
             .err()
             .expect("bad");
         assert_eq!(
             error.to_string(),
-            "the log filter \"info,x=loud\" is not valid"
+            "the log filter is not valid: \"x=loud\" is neither a level (off, error, warn, info, debug, trace) nor \
+             target=level"
         );
     }
 }

@@ -8,6 +8,9 @@
 //! - Every connection speaks HTTP/2 from its first byte; one that has not sent the whole preface
 //!   within 5 s is closed, so that nothing waits without a bound before HTTP/2's own timers run.
 //! - HTTP/2's limits are hyper's with ours on top ([`Http2`]); none is lifted.
+//! - When something was last read from a connection is noted below HTTP/2 and goes with each request, so
+//!   that a silent process is told from a busy one.
+//! - The core's own lateness closes no connection: a timer that fires late begins anew (`timer`).
 //! - Nagle's algorithm is off on TCP.
 //! - When told to stop, listeners close at once, connections finish the requests they have, and what
 //!   is left after the scope's budget is cut.
@@ -16,10 +19,13 @@
 //! this process have 32 more to themselves. When the process runs
 //! out of descriptors, accepting pauses for 100 ms at a time.
 
+mod heard;
 mod listen;
+mod pass_writes;
 mod peer;
 mod preface;
 mod serve;
+mod timer;
 
 pub use listen::{Error, PluginsAndOperators, SocketFiles, bind_tcp, bind_unix};
 pub use peer::Supervised;

@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+
+use super::pass_writes::pass_writes;
+use crate::stall;
 
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,7 +30,7 @@ pub(super) async fn read<T: AsyncRead + Unpin>(
     timeout: Duration,
 ) -> io::Result<Prefaced<T>> {
     let mut preface = [0; PREFACE.len()];
-    tokio::time::timeout(timeout, io.read_exact(&mut preface))
+    stall::timeout(timeout, io.read_exact(&mut preface))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     if preface != *PREFACE {
@@ -53,35 +56,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefaced<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Prefaced<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
+pass_writes!(Prefaced);
 
 #[cfg(test)]
 mod tests {

@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use super::heard::Heard;
+use super::timer::PatientTimer;
 use super::{MEMORY_BUFFER_BYTES, Peer, Role, Supervised, preface};
+use crate::channel::LastRead;
 use crate::task::TaskScope;
 
 /// Limits of every connection.
@@ -218,6 +222,11 @@ where
     ) where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let last_read = LastRead::new(Instant::now());
+        let io = Heard {
+            io,
+            last_read: last_read.clone(),
+        };
         let prefaced = tokio::select! {
             () = stop.cancelled() => return,
             prefaced = preface::read(io, self.http2.preface_timeout) => prefaced,
@@ -228,7 +237,9 @@ where
         };
         let service = self.service.clone();
         let attach_peer = hyper::service::service_fn(move |mut request: Request| {
-            request.extensions_mut().insert(peer.clone());
+            let extensions = request.extensions_mut();
+            extensions.insert(peer.clone());
+            extensions.insert(last_read.clone());
             // The service is always ready: it is a router, its limits are HTTP/2's.
             service.clone().call(request)
         });
@@ -253,7 +264,7 @@ where
         use core_proto::contract::http2 as windows;
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         builder
-            .timer(TokioTimer::new())
+            .timer(PatientTimer)
             .adaptive_window(false)
             .initial_stream_window_size(windows::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(windows::CONNECTION_WINDOW_BYTES)

@@ -35,6 +35,8 @@ impl From<Output> for End {
 pub(crate) struct Core {
     directory: TempDir,
     environment: Vec<(&'static str, &'static str)>,
+    /// Where the core's log goes instead of a pipe.
+    log: Option<&'static str>,
     child: Option<Child>,
 }
 
@@ -44,12 +46,22 @@ impl Core {
         Self {
             directory: directory.expect("a temporary directory"),
             environment: Vec::new(),
+            log: None,
             child: None,
         }
     }
 
     pub(crate) fn env(mut self, name: &'static str, value: &'static str) -> Self {
         self.environment.push((name, value));
+        self
+    }
+
+    #[allow(
+        dead_code,
+        reason = "each test file that includes this uses a part of it"
+    )]
+    pub(crate) fn log_to(mut self, path: &'static str) -> Self {
+        self.log = Some(path);
         self
     }
 
@@ -88,7 +100,12 @@ impl Core {
 
     /// Starts the core and waits until it serves; the channel is an operator's.
     pub(crate) async fn boot(&mut self) -> Channel {
-        self.child = Some(self.command(&[]).spawn().expect("it can be started"));
+        let mut core = self.command(&[]);
+        if let Some(path) = self.log {
+            let log = std::fs::File::options().write(true).open(path);
+            core.stderr(log.expect("it can be written"));
+        }
+        self.child = Some(core.spawn().expect("it can be started"));
         let deadline = Instant::now() + PATIENCE;
         while self.run(&["health"]).code != Some(0) {
             let child = self.child.as_mut().expect("just started");

@@ -84,7 +84,7 @@ fn show(record: LogRecord, output: &mut Output) -> Result<(), Failure> {
             fields.sort_unstable();
             let fields: Vec<String> = fields
                 .iter()
-                .map(|(name, json)| format!("{name}={json}"))
+                .map(|(name, json)| format!("{name}={}", bare(json)))
                 .collect();
             let tone = match record.level.as_str() {
                 "error" => Tone::Bad,
@@ -100,6 +100,15 @@ fn show(record: LogRecord, output: &mut Output) -> Result<(), Failure> {
             ])
         }
     }
+}
+
+/// A JSON text as people read it: a string of simple characters without its quotes.
+fn bare(json: &str) -> &str {
+    let inner = json
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let simple = |text: &&str| !text.is_empty() && !text.contains([' ', '"', '\\', '=']);
+    inner.filter(simple).unwrap_or(json)
 }
 
 /// A level as the contract writes it.

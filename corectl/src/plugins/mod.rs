@@ -1,15 +1,19 @@
 //! `corectl plugins`: list, describe, control, logs.
 
+mod explain;
+mod level;
 mod logs;
+mod order;
+mod upgrade;
 pub(crate) mod view;
 
 use std::time::Duration;
 
 use core_proto::v1::{
-    PluginInfo, PluginManagerGetRequest, PluginManagerListRequest, PluginManagerLoadRequest,
-    PluginManagerRestartRequest, PluginManagerStartAllRequest, PluginManagerStartRequest,
-    PluginManagerStopAllRequest, PluginManagerStopRequest, PluginManagerUnloadRequest,
-    PluginResult,
+    CrashReport, PluginInfo, PluginManagerGetRequest, PluginManagerListRequest,
+    PluginManagerLoadRequest, PluginManagerRestartRequest, PluginManagerStartAllRequest,
+    PluginManagerStartRequest, PluginManagerStopAllRequest, PluginManagerStopRequest,
+    PluginManagerUnloadRequest, PluginResult,
 };
 use serde::Serialize;
 
@@ -20,12 +24,15 @@ use crate::failure::{ErrorView, Failure};
 use crate::output::{Cell, Form, Output, Table, Tone, now};
 use crate::text::nearest;
 use crate::time;
-use view::{PluginView, kind_word, state_word, tone, why};
+use view::{PluginView, kind_word, state_word, tone};
 
 /// A change of one plugin may take a start, which is 30 s by default, after a stop.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// All plugins, level by level.
 const CHANGE_ALL_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Crashes that are shown to people.
+const SHOWN_CRASHES: usize = 5;
 
 /// A request for one plugin.
 #[derive(Clone, Copy, Debug)]
@@ -65,10 +72,15 @@ pub(crate) async fn run(
         PluginsCommand::Describe { name } => describe(core, name, output).await,
         PluginsCommand::Start(which) => change_which(core, Change::Start, which, output).await,
         PluginsCommand::Stop(which) => change_which(core, Change::Stop, which, output).await,
-        PluginsCommand::Restart(which) => change(core, Change::Restart, &which.names, output).await,
-        PluginsCommand::Load(which) => change(core, Change::Load, &which.names, output).await,
-        PluginsCommand::Unload(which) => change(core, Change::Unload, &which.names, output).await,
+        PluginsCommand::Restart(which) => change_which(core, Change::Restart, which, output).await,
+        PluginsCommand::Load(which) => change_which(core, Change::Load, which, output).await,
+        PluginsCommand::Unload(which) => change_which(core, Change::Unload, which, output).await,
+        PluginsCommand::Upgrade { name, path } => {
+            let outcome = Outcome::of(core, name, upgrade::request(core, name, path).await).await;
+            finish(vec![outcome], output)
+        }
         PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
+        PluginsCommand::LogLevel(arguments) => level::run(core, arguments, output).await,
     }
 }
 
@@ -136,29 +148,91 @@ pub(crate) fn table<'a>(plugins: impl IntoIterator<Item = &'a PluginInfo>) -> Ta
             info.restarts.to_string().into(),
             kind_word(info.kind()).into(),
             Cell::from(&info.version),
-            Cell::new(why(info), Tone::Faint),
+            Cell::new(&explain::brief(info, now), Tone::Faint),
         ]);
     }
     table
 }
 
 async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Described {
+        #[serde(flatten)]
+        plugin: PluginView,
+        explanation: Vec<String>,
+    }
+    let info = match get(core, name).await {
+        Ok(info) => info,
+        Err(failure) => return Err(explained(core, name, failure).await),
+    };
+    if output.form() == Form::Quiet {
+        return output.line(&info.name);
+    }
+    let explanation = explanation(core, &info).await;
+    match output.form() {
+        Form::Json => output.json(&Described {
+            explanation,
+            plugin: info.into(),
+        }),
+        Form::Quiet | Form::Table => {
+            for sentence in &explanation {
+                output.line(sentence)?;
+            }
+            output.line("")?;
+            output.table(&facts(&info), "")
+        }
+    }
+}
+
+async fn get(core: &Core, name: &str) -> Result<PluginInfo, Failure> {
     let mut client = core.plugins();
     let question = PluginManagerGetRequest {
         name: name.to_owned(),
     };
-    let answer = core
-        .ask(name, UNARY_TIMEOUT, question, |request| client.get(request))
-        .await;
-    let info = match answer {
-        Ok(response) => response.plugin.unwrap_or_default(),
-        Err(failure) => return Err(explained(core, name, failure).await),
+    let answer = core.ask(name, UNARY_TIMEOUT, question, |request| client.get(request));
+    Ok(answer.await?.plugin.unwrap_or_default())
+}
+
+/// Why a plugin is as it is. The others are asked for only where they have to do with it; without
+/// them less is said, and nothing fails.
+async fn explanation(core: &Core, info: &PluginInfo) -> Vec<String> {
+    let others = match info.phase.as_str() {
+        "waiting_dependency" => all(core).await.unwrap_or_default(),
+        _ => Vec::new(),
     };
-    match output.form() {
-        Form::Json => output.json(&PluginView::from(info)),
-        Form::Quiet => output.line(&info.name),
-        Form::Table => output.table(&facts(&info), ""),
+    let find = |name: &str| others.iter().find(|other| other.name == name);
+    explain::explain(info, &find, now())
+}
+
+/// One crash in a line: how it ended, then which program with which configuration it was.
+fn crash(report: &CrashReport) -> String {
+    let mut said = Vec::new();
+    if let Some(exit) = &report.exit {
+        said.push(format!(
+            "{}: {}",
+            time::local(exit.at.as_ref()),
+            exit.message
+        ));
+        if exit.forced {
+            said.push("forced by the core".to_owned());
+        }
+        if let Some(ran_for) = &exit.ran_for {
+            let ran_for = time::short(time::duration(ran_for));
+            said.push(format!("after running {ran_for}"));
+        }
     }
+    if !report.reason.is_empty() {
+        said.push(format!("reason {}", report.reason));
+    }
+    said.push(format!("generation {}", report.generation));
+    if !report.plugin_version.is_empty() {
+        said.push(format!("version {}", report.plugin_version));
+    }
+    said.push(format!("config revision {}", report.config_revision));
+    if let Some(bytes) = report.rss_bytes {
+        said.push(format!("{} MiB resident", bytes >> 20));
+    }
+    said.join(", ")
 }
 
 /// Everything about one plugin, what explains its state first.
@@ -200,6 +274,34 @@ fn facts(info: &PluginInfo) -> Table {
             table.fact(" ", Cell::new(&format!("| {line}"), Tone::Faint));
         }
     }
+    for (index, report) in info.crash_reports.iter().take(SHOWN_CRASHES).enumerate() {
+        let label = if index == 0 { "crashes" } else { " " };
+        table.fact(label, crash(report));
+    }
+    if let Some(more) = info.crash_reports.len().checked_sub(SHOWN_CRASHES + 1) {
+        let text = format!("and {} more; --json shows them", more + 1);
+        table.fact(" ", Cell::new(&text, Tone::Faint));
+    }
+    table.fact("failures", info.failures.to_string());
+    if let Some(policy) = &info.restart {
+        table.fact("restart", &policy.mode);
+    }
+    if info.suppressed_lines > 0 {
+        table.fact("suppressed", format!("{} lines", info.suppressed_lines));
+    }
+    if let Some(isolation) = &info.isolation {
+        table.fact("runs as", &isolation.user);
+        table.fact("landlock", &isolation.landlock);
+        for limit in &isolation.limits {
+            let text = match limit.mode.as_str() {
+                "unlimited" => limit.mode.clone(),
+                mode => format!("{} ({mode})", limit.value),
+            };
+            table.fact(&limit.name, text);
+        }
+    }
+    let level = Some(info.log_level.as_str()).filter(|level| !level.is_empty());
+    table.fact("log level", level.unwrap_or("default"));
     let several = |values: &[String]| values.join(", ");
     table.fact("requires", several(&info.requires));
     table.fact("wants", several(&info.wants));
@@ -209,6 +311,8 @@ fn facts(info: &PluginInfo) -> Table {
     let pid = Some(info.pid).filter(|pid| *pid != 0);
     table.fact("pid", pid.map(|pid| pid.to_string()).unwrap_or_default());
     table.fact("version", &info.version);
+    table.fact("config revision", info.config_revision.to_string());
+    table.fact("config rejected", &info.config_rejected);
     table.fact("sdk", &info.sdk);
     table.fact("description", &info.description);
     table
@@ -224,22 +328,30 @@ async fn change_which(
         return self::change(core, change, &which.names, output).await;
     }
     let mut client = core.plugins();
-    let results = if matches!(change, Change::Stop) {
-        let question = PluginManagerStopAllRequest {};
-        let answer = core
-            .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
-                client.stop_all(request)
-            })
-            .await;
-        answer?.results
-    } else {
-        let question = PluginManagerStartAllRequest {};
-        let answer = core
-            .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
-                client.start_all(request)
-            })
-            .await;
-        answer?.results
+    let results = match change {
+        Change::Stop => {
+            let question = PluginManagerStopAllRequest {};
+            let answer = core
+                .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
+                    client.stop_all(request)
+                })
+                .await;
+            answer?.results
+        }
+        Change::Start => {
+            let question = PluginManagerStartAllRequest {};
+            let answer = core
+                .ask("", CHANGE_ALL_TIMEOUT, question, |request| {
+                    client.start_all(request)
+                })
+                .await;
+            answer?.results
+        }
+        // The core has no request for all of these: each plugin has its turn.
+        Change::Load | Change::Unload | Change::Restart => {
+            let names = order::concerned(change, &all(core).await?);
+            return self::change(core, change, &names, output).await;
+        }
     };
     finish(results.into_iter().map(Outcome::from).collect(), output)
 }
@@ -253,21 +365,22 @@ async fn change(
 ) -> Result<(), Failure> {
     let mut outcomes = Vec::with_capacity(names.len());
     for name in names {
-        let outcome = match request(core, change, name.clone()).await {
-            Ok(info) => Outcome {
-                name: name.clone(),
-                info,
-                failure: None,
-            },
-            Err(failure) => Outcome {
-                name: name.clone(),
-                info: None,
-                failure: Some(explained(core, name, failure).await),
-            },
-        };
-        outcomes.push(outcome);
+        let result = request(core, change, name.clone()).await;
+        outcomes.push(Outcome::of(core, name, result).await);
     }
     finish(outcomes, output)
+}
+
+/// Adds to a failure for want of time what is being waited for.
+async fn late(core: &Core, name: &str, mut failure: Failure) -> Failure {
+    if let Failure::TimedOut { .. } = failure
+        && let Ok(info) = get(core, name).await
+    {
+        let state = format!("it is {}, {}", state_word(info.state()), info.phase);
+        let why = explanation(core, &info).await.join(" ");
+        failure.explain(&format!("{state} now. {why}"));
+    }
+    failure
 }
 
 async fn request(core: &Core, change: Change, name: String) -> Result<Option<PluginInfo>, Failure> {
@@ -291,6 +404,24 @@ async fn request(core: &Core, change: Change, name: String) -> Result<Option<Plu
         Change::Unload => ask!(PluginManagerUnloadRequest, unload),
         Change::Restart => ask!(PluginManagerRestartRequest, restart),
     })
+}
+
+impl Outcome {
+    async fn of(core: &Core, name: &str, result: Result<Option<PluginInfo>, Failure>) -> Self {
+        let name = name.to_owned();
+        match result {
+            Ok(info) => Self {
+                name,
+                info,
+                failure: None,
+            },
+            Err(failure) => Self {
+                failure: Some(late(core, &name, explained(core, &name, failure).await).await),
+                name,
+                info: None,
+            },
+        }
+    }
 }
 
 impl From<PluginResult> for Outcome {

@@ -1,6 +1,8 @@
 //! A plugin as it is shown: the JSON shape and the words for states.
 
-use core_proto::v1::{LastExit, PluginInfo, PluginKind, PluginState};
+use core_proto::v1::{
+    CrashReport, Isolation, LastExit, PluginInfo, PluginKind, PluginState, RestartPolicy,
+};
 use serde::Serialize;
 
 use crate::output::Tone;
@@ -29,6 +31,51 @@ pub(crate) struct PluginView {
     services: Vec<String>,
     subscriptions: Vec<String>,
     sdk: String,
+    log_level: String,
+    failures: u32,
+    suppressed_lines: u64,
+    restart: Option<RestartView>,
+    crash_reports: Vec<CrashReportView>,
+    config_revision: u64,
+    config_rejected: String,
+    isolation: Option<IsolationView>,
+}
+
+#[derive(Debug, Serialize)]
+struct IsolationView {
+    user: String,
+    landlock: String,
+    limits: Vec<LimitView>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LimitView {
+    name: String,
+    value: u64,
+    mode: String,
+}
+
+#[derive(Debug, Serialize)]
+struct RestartView {
+    mode: String,
+    min_uptime_seconds: Option<f64>,
+    backoff_base_seconds: Option<f64>,
+    backoff_max_seconds: Option<f64>,
+    stable_after_seconds: Option<f64>,
+    max_failures: u32,
+    crash_loop_every_seconds: Option<f64>,
+    give_up: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct CrashReportView {
+    generation: u64,
+    plugin_version: String,
+    config_revision: u64,
+    reason: String,
+    exit: Option<LastExitView>,
+    rss_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +112,63 @@ impl From<PluginInfo> for PluginView {
             services: info.services,
             subscriptions: info.subscriptions,
             sdk: info.sdk,
+            log_level: info.log_level,
+            failures: info.failures,
+            suppressed_lines: info.suppressed_lines,
+            restart: info.restart.map(RestartView::from),
+            crash_reports: info
+                .crash_reports
+                .into_iter()
+                .map(CrashReportView::from)
+                .collect(),
+            config_revision: info.config_revision,
+            config_rejected: info.config_rejected,
+            isolation: info.isolation.map(IsolationView::from),
+        }
+    }
+}
+
+impl From<RestartPolicy> for RestartView {
+    fn from(policy: RestartPolicy) -> Self {
+        let seconds = |length: Option<prost_types::Duration>| length.as_ref().map(time::seconds);
+        Self {
+            mode: policy.mode,
+            min_uptime_seconds: seconds(policy.min_uptime),
+            backoff_base_seconds: seconds(policy.backoff_base),
+            backoff_max_seconds: seconds(policy.backoff_max),
+            stable_after_seconds: seconds(policy.stable_after),
+            max_failures: policy.max_failures,
+            crash_loop_every_seconds: seconds(policy.crash_loop_every),
+            give_up: policy.give_up,
+        }
+    }
+}
+
+impl From<Isolation> for IsolationView {
+    fn from(isolation: Isolation) -> Self {
+        let limits = isolation.limits.into_iter().map(|limit| LimitView {
+            name: limit.name,
+            value: limit.value,
+            mode: limit.mode,
+        });
+        Self {
+            user: isolation.user,
+            landlock: isolation.landlock,
+            limits: limits.collect(),
+            notes: isolation.notes,
+        }
+    }
+}
+
+impl From<CrashReport> for CrashReportView {
+    fn from(report: CrashReport) -> Self {
+        Self {
+            generation: report.generation,
+            plugin_version: report.plugin_version,
+            config_revision: report.config_revision,
+            reason: report.reason,
+            exit: report.exit.map(LastExitView::from),
+            rss_bytes: report.rss_bytes,
         }
     }
 }
@@ -121,7 +225,7 @@ pub(crate) fn condition(info: &PluginInfo) -> Condition {
     let as_wanted = info.state() == info.desired() || info.desired() == PluginState::Unspecified;
     match info.phase.as_str() {
         "degraded" | "suspended" | "backoff" | "crash_loop" | "given_up" | "config_error"
-        | "incompatible" | "waiting_dependency" | "waiting_grant" => Condition::Attention,
+        | "incompatible" | "waiting_dependency" => Condition::Attention,
         "spawning" | "loading" | "starting" | "stopping" | "unloading" => Condition::Moving,
         // Stopped on request under `desired = stopped` may come back as LOADED after a restart of
         // the core, which counts as reached; `completed` ended as it was meant to.

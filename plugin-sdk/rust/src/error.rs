@@ -25,6 +25,8 @@ pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
+/// Reason of [`Error::restart_needed`]; it never travels.
+pub(crate) const RESTART_NEEDED: &str = "RESTART_NEEDED";
 
 /// Whether what was asked for happened in spite of the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,6 +341,11 @@ impl Error {
         Self::unavailable(message)
             .with_reason("CHANNEL_LOST")
             .with_outcome(outcome)
+    }
+
+    /// For `on_config`: the plugin cannot take this configuration while it runs; the core restarts it.
+    pub fn restart_needed(message: impl Into<String>) -> Self {
+        Self::failed_precondition(message).with_reason(RESTART_NEEDED)
     }
 
     /// The run of this `Ctx` is over.

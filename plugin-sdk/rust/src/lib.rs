@@ -90,6 +90,7 @@ pub use {schemars, serde, serde_json, tokio, tracing};
 /// | `#[on("pattern", …)]` | an [`Event`], or the type of its data | `source = "…"`, `subject = "…"`, `exclude_own`, `from_oldest`, `on_gap = method` |
 /// | `#[task]` | | |
 /// | `#[on_load]`, `#[on_start]`, `#[on_stop]`, `#[on_unload]` | | |
+/// | `#[on_config]` | the changed configuration; see [`PluginBuilder::on_config`] | |
 ///
 /// All return [`Result`]. An `async fn` runs on the runtime and is dropped when its call is cancelled; a
 /// plain `fn` runs on a worker thread and may block.

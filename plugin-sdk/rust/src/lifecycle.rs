@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use core_proto::v1;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ pub(crate) async fn load(run: &Arc<Run>, scope: Scope) -> Result<()> {
     }
     let definition = &run.plugin.definition;
     if let Some(check) = definition.check_config {
-        check(&run.config)?;
+        check(&run.config())?;
     }
     let ctx = Ctx::new(Arc::clone(run), scope);
     call_hooks("on_load", &definition.hooks.on_load, &ctx).await?;
@@ -45,6 +46,24 @@ pub(crate) async fn load(run: &Arc<Run>, scope: Scope) -> Result<()> {
     // Only all of them: a step that fails or is cancelled before this leaves none behind.
     opened.into_iter().for_each(Subscribed::keep);
     run.stage.send_replace(Stage::Loaded);
+    Ok(())
+}
+
+/// Takes a changed configuration: checked, then shown to the plugin, then in force. Before `on_load` it
+/// is in force at once.
+pub(crate) async fn reconfigure(run: &Arc<Run>, config: Bytes) -> Result<()> {
+    let definition = &run.plugin.definition;
+    if let Some(check) = definition.check_config {
+        check(&config)?;
+    }
+    if !matches!(run.stage(), Stage::Unloaded) {
+        let ctx = Ctx::new(Arc::clone(run), Scope::none());
+        for hook in &definition.hooks.on_config {
+            let (ctx, config) = (ctx.clone(), config.clone());
+            guarded(async { hook(ctx, config).await }).await?;
+        }
+    }
+    run.set_config(config);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +18,10 @@ use crate::events::{Event, Subscribe, Subscription};
 use crate::service::Service;
 
 pub(crate) type Hook = Arc<dyn Fn(Ctx) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+
+/// Gets a changed configuration as it came.
+pub(crate) type ConfigHook =
+    Arc<dyn Fn(Ctx, Bytes) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 type CheckConfig = fn(&[u8]) -> Result<()>;
 
@@ -46,6 +51,8 @@ pub(crate) struct Hooks {
     pub(crate) on_start: Vec<Hook>,
     pub(crate) on_stop: Vec<Hook>,
     pub(crate) on_unload: Vec<Hook>,
+    /// Not empty: the feature `live_config` is announced.
+    pub(crate) on_config: Vec<ConfigHook>,
 }
 
 impl Plugin {
@@ -200,6 +207,33 @@ impl PluginBuilder {
         on_stop;
         /// Runs at the end of a run: release everything.
         on_unload;
+    }
+
+    /// Takes a changed configuration while the plugin runs. Without such a hook the core restarts the
+    /// plugin when its configuration changes.
+    ///
+    /// `Ok`: the plugin works with it, and [`Ctx::config`] gives it from now on. An error made by
+    /// [`Error::restart_needed`]: the core restarts the plugin with it. Any other error, and a
+    /// configuration that does not fit `C` or [`Self::config`]: it is rejected, and the old one stays in
+    /// force. The core waits 5 s. Called only once `on_load` is done; before that the newest
+    /// configuration is simply the one that `on_load` finds.
+    pub fn on_config<C, F, Fut>(mut self, hook: F) -> Self
+    where
+        C: DeserializeOwned,
+        F: Fn(Ctx, C) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        let hook = Arc::new(hook);
+        self.definition
+            .hooks
+            .on_config
+            .push(Arc::new(move |ctx, text: Bytes| {
+                match read_config::<C>(&text) {
+                    Ok(config) => Box::pin(hook(ctx, config)),
+                    Err(error) => Box::pin(std::future::ready(Err(error))),
+                }
+            }));
+        self
     }
 
     /// Ends the definition.

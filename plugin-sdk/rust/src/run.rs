@@ -61,7 +61,8 @@ pub(crate) struct Run {
     pub(crate) name: String,
     pub(crate) id: String,
     pub(crate) generation: u64,
-    pub(crate) config: Bytes,
+    /// In force now. Short lock: no await inside.
+    config: RwLock<Bytes>,
     pub(crate) max_payload_bytes: usize,
     /// By full name. Written by registrations, read by each call.
     pub(crate) services: RwLock<HashMap<String, Service>>,
@@ -135,7 +136,7 @@ impl Run {
             streams: streams.with_run(&welcome.run),
             id: welcome.run,
             generation: welcome.generation,
-            config: welcome.config,
+            config: RwLock::new(welcome.config),
             max_payload_bytes,
             services: RwLock::new(services),
             stage: watch::Sender::new(Stage::Unloaded),
@@ -167,6 +168,16 @@ impl Run {
             token.cancel();
         }
         self.ended.cancel();
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> Bytes {
+        self.config.read().clone()
+    }
+
+    /// Another configuration is in force.
+    pub(crate) fn set_config(&self, config: Bytes) {
+        *self.config.write() = config;
     }
 
     pub(crate) fn stage(&self) -> Stage {

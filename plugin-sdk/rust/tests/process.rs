@@ -14,7 +14,7 @@ use core_proto::v1::core_message::Message as ToPlugin;
 use core_proto::v1::plugin_message::Message as FromPlugin;
 use futures_util::Stream;
 use plugin_sdk::prelude::*;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -228,23 +228,38 @@ async fn an_environment_without_a_core_is_told_to_people() {
     );
 }
 
+/// Its parent, a shell, ends while standard input stays open: only the lost channel tells.
 async fn an_orphan_exits_as_temporary() {
     let program = std::env::current_exe().expect("this program");
-    let began = std::time::Instant::now();
-    let mut child = Command::new(program)
+    let mut parent = Command::new("sh")
+        .args(["-c", "exec 3<&0; \"$0\" <&3 & wait"])
+        .arg(program)
         .env("CORE_ADDR", "unix:/nonexistent/core.sock")
         .env("CORE_TOKEN", "t")
         .env("CORE_COOKIE", "c")
         .stdin(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .expect("it starts");
+    let began = std::time::Instant::now();
     // Waiting would close it, and the plugin would end for that.
-    let _stdin = child.stdin.take();
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await;
-    let status = status.expect("in time").expect("it ends");
-    assert_eq!(status.code(), Some(75));
+    let _stdin = parent.stdin.take();
+    let mut lines = BufReader::new(parent.stderr.take().expect("piped")).lines();
+    let first = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+    let first = first.expect("in time").expect("readable");
+    assert!(first.is_some(), "it says that there is no core");
+    parent.kill().await.expect("its own child");
+    let mut last = first;
+    let rest = async {
+        while let Some(line) = lines.next_line().await.expect("readable") {
+            last = Some(line);
+        }
+    };
+    // The end of its standard error is the end of the plugin.
+    tokio::time::timeout(PATIENCE, rest).await.expect("in time");
+    let last = last.expect("it wrote");
+    assert!(last.contains("\"code\":75"), "{last}");
     let lived = began.elapsed();
     assert!(
         lived >= Duration::from_secs(9) && lived < Duration::from_secs(15),

@@ -66,6 +66,7 @@ impl Client {
             while let Some(change) = changes.message().await.map_err(said)? {
                 match change.item {
                     Some(Item::Plugin(plugin)) => drop(plugins.insert(plugin.name.clone(), plugin)),
+                    Some(Item::Removed(name)) => drop(plugins.remove(&name)),
                     Some(Item::SnapshotEnd(_)) => complete = true,
                     None => {}
                 }

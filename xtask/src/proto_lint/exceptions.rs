@@ -51,7 +51,6 @@ pub(super) const LIST: &[Exception] = &[
         "coreruntime.v1.StorageOpSet.value",
         "as in StorageSetRequest",
     ),
-    ("coreruntime.v1.LogRecord.time", "when the line was written"),
     // Positions and pages, the same everywhere.
     ("*.epoch", "the log's incarnation: Event"),
     ("*.seq", "the position in the log: Event"),

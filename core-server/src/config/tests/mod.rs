@@ -1,11 +1,13 @@
 //! Tests of the configuration as a whole: files in a directory of their own, environment and flags as
 //! arguments.
 
+mod isolation;
 mod layers;
 mod mistakes;
 mod plugins;
 mod published;
 mod secrets;
+mod upgrades;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

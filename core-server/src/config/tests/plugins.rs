@@ -311,8 +311,29 @@ fn mistakes_in_manifests_have_a_place() {
              first [section]",
         ),
         (
-            "name = \"lamp\"\nrun.command = \"y\"\n[limits]\nmemory = \"1GiB\"",
-            ":4:1: unknown key \"memory\" in [limits]",
+            "name = \"lamp\"\nrun.command = \"y\"\n[limits]\nmemry = \"1GiB\"",
+            ":4:1: unknown key \"memry\" in [limits]; did you mean \"memory\"?",
+        ),
+        (
+            "name = \"lamp\"\nrun.command = \"y\"\n[limits]\nmemory = \"1KiB\"",
+            ":4:10: limits.memory: must be between 1MiB and 1048576GiB, but is 1KiB",
+        ),
+        (
+            "name = \"lamp\"\nrun.command = \"y\"\nlimits.required = [\"pids\"]",
+            ":3:20: limits.required: there is no limits.pids to be kept",
+        ),
+        (
+            "name = \"lamp\"\nrun.command = \"y\"\nsandbox.user = \"a b\"",
+            ":3:16: sandbox.user: \"a b\" is neither a name nor a number",
+        ),
+        (
+            "name = \"lamp\"\nrun.command = \"y\"\n[sandbox]\nlandlock = false\nread = [\"/x\"]",
+            ":4:12: sandbox.landlock: is off, so that the paths of sandbox.read and sandbox.write \
+             mean nothing; remove it, or them",
+        ),
+        (
+            "name = \"lamp\"\nrun.command = \"y\"\nsandbox.required = true",
+            ":3:20: sandbox.required: nothing of it is asked for; set landlock or user",
         ),
         (
             "name = \"lamp\"\nrun.command = \"y\"\ntoken_file = \"x\"",
@@ -417,6 +438,24 @@ fn an_override_of_nothing_is_refused_with_a_suggestion() {
         mistakes[0].starts_with("plugins/x/plugin.toml:1:8: not TOML"),
         "{mistakes:?}"
     );
+}
+
+#[test]
+fn a_permission_that_grants_nothing_yet_is_a_warning() {
+    let manifest = "name = \"lamp\"\nrun.command = \"sh\"\npermissions.manage = ";
+    let home = |words: &str| {
+        Home::new()
+            .file("plugins/lamp/plugin.toml", &format!("{manifest}{words}\n"))
+            .variable("PATH", "/usr/bin:/bin")
+    };
+    assert_eq!(
+        home("[\"plugins.view\"]").warnings(),
+        [
+            "plugins/lamp/plugin.toml:3:22: plugin \"lamp\" asks for permissions.manage, which grants \
+             nothing yet: only operators manage plugins"
+        ]
+    );
+    assert!(home("[]").warnings().is_empty());
 }
 
 #[test]

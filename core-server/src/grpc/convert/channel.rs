@@ -6,7 +6,9 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::{BadField, check_size, duration, duration_to_proto, registry};
-use crate::channel::{Hello, Hook, Inbound, Outbound, RefusedService, RequestFrame, Welcome};
+use crate::channel::{
+    Hello, Hook, Inbound, Outbound, RefusedService, RequestFrame, Verdict, Welcome,
+};
 use crate::error::{ApplicationFailure, Failure};
 use crate::event_bus::MAX_CONTENT_TYPE_BYTES;
 use crate::grpc::status;
@@ -58,6 +60,10 @@ pub(in crate::grpc) fn hello(hello: v1::Hello) -> Result<Hello, BadField> {
             .features
             .iter()
             .any(|feature| feature == contract::FEATURE_HEARTBEAT),
+        live_config: hello
+            .features
+            .iter()
+            .any(|feature| feature == contract::FEATURE_LIVE_CONFIG),
         ready: hello.ready,
         max_calls_in_flight: hello.max_calls_in_flight,
         requires: requires.collect::<Result<_, _>>()?,
@@ -117,6 +123,19 @@ pub(in crate::grpc) fn inbound(message: v1::PluginMessage, max_payload_bytes: us
             },
             v1::health::Status::Unspecified => Inbound::Unknown,
         },
+        Some(Message::ConfigResult(result)) => {
+            use v1::config_result::Outcome;
+            let outcome = result.outcome();
+            let text = cut(result.text);
+            Inbound::ConfigResult {
+                revision: result.revision,
+                verdict: match outcome {
+                    Outcome::Applied => Verdict::Applied,
+                    Outcome::Rejected => Verdict::Rejected(text),
+                    Outcome::RestartNeeded | Outcome::Unspecified => Verdict::RestartNeeded(text),
+                },
+            }
+        }
         Some(Message::Bye(bye)) => Inbound::Bye {
             reason: cut(bye.reason),
         },
@@ -202,12 +221,18 @@ pub(in crate::grpc) fn outbound(frame: Outbound, now: Instant) -> v1::CoreMessag
         }
         Outbound::Ping { nonce } => Message::Ping(v1::Ping { nonce }),
         Outbound::GoingAway { reason } => Message::GoingAway(v1::GoingAway { reason }),
+        Outbound::ConfigChanged { revision, config } => {
+            Message::ConfigChanged(v1::ConfigChanged { revision, config })
+        }
         Outbound::DependencyChanged { name, available } => {
             Message::DependencyChanged(v1::DependencyChanged {
                 name: name.to_string(),
                 available,
             })
         }
+        Outbound::LogLevel { level } => Message::LogLevel(v1::LogLevel {
+            level: level.to_owned(),
+        }),
     };
     v1::CoreMessage {
         message: Some(message),
@@ -247,16 +272,18 @@ fn hook_to_proto(hook: Hook) -> v1::run_hook::Hook {
 }
 
 fn welcome_to_proto(welcome: Welcome) -> v1::Welcome {
-    let features = welcome
+    let heartbeat = welcome
         .heartbeat_interval
-        .map(|_| contract::FEATURE_HEARTBEAT.to_owned());
+        .map(|_| contract::FEATURE_HEARTBEAT);
+    let live_config = welcome.live_config.then_some(contract::FEATURE_LIVE_CONFIG);
+    let features = heartbeat.into_iter().chain(live_config);
     v1::Welcome {
         run: welcome.run.as_str().to_owned(),
         plugin: welcome.plugin.to_string(),
         generation: welcome.generation.0,
         core_version: env!("CARGO_PKG_VERSION").to_owned(),
         wire_version: welcome.wire_version,
-        features: features.into_iter().collect(),
+        features: features.map(str::to_owned).collect(),
         config: welcome.config,
         config_revision: welcome.config_revision,
         refused: welcome

@@ -8,9 +8,9 @@ use crate::error::{Classify as _, Reason};
 use crate::supervisor::output::{Level, LogStream};
 
 /// Prints the credential and then does nothing for a long time.
-const IDLE: &str = "echo \"token=$CORE_TOKEN\"; exec sleep 1000";
+pub(super) const IDLE: &str = "echo \"token=$CORE_TOKEN\"; exec sleep 1000";
 
-fn child(text: &str, script: &str, data: &Path) -> Manifest {
+pub(super) fn child(text: &str, script: &str, data: &Path) -> Manifest {
     let command = Command {
         program: "sh".into(),
         args: vec!["-c".to_owned(), script.to_owned()],
@@ -63,13 +63,13 @@ impl Home {
         timeout(PATIENCE, search).await.expect("a line in time")
     }
 
-    async fn credential(&self, plugin: &str, generation: u64) -> Credential {
+    pub(super) async fn credential(&self, plugin: &str, generation: u64) -> Credential {
         let token = self.line(plugin, generation, "token=").await;
         self.credentials.verify(&token).expect("a valid token")
     }
 
     /// Plays a child that answers every hook.
-    async fn play(&self, plugin: &str, generation: u64) -> Obedient {
+    pub(super) async fn play(&self, plugin: &str, generation: u64) -> Obedient {
         let credential = self.credential(plugin, generation).await;
         let link = self
             .open_as(credential, hello("i"))
@@ -357,9 +357,102 @@ async fn at_most_four_start_at_once() {
 }
 
 #[tokio::test]
+async fn a_child_that_changes_its_user_is_not_tried_again_and_again() {
+    let home = home_with(|data| vec![child("lamp", IDLE, data)]);
+    let token = home.line("lamp", 1, "token=").await;
+    let uid = rustix::process::geteuid().as_raw() + 1;
+    let presented = crate::security::Presented {
+        token: Some(&token),
+        ..Default::default()
+    };
+    let peer = crate::security::Peer::PluginSocket { uid };
+    let method = "coreruntime.v1.PluginChannel/Open";
+    let refused = home.gatekeeper.admit(&peer, method, &presented);
+    assert!(refused.is_err());
+    let info = home.phase("lamp", Phase::Incompatible).await;
+    assert_eq!((info.reason, info.generation.0), ("identity", 1));
+    assert!(info.message.contains("uid"), "{}", info.message);
+    home.close().await;
+}
+
+#[tokio::test]
+async fn plugins_beyond_the_bucket_of_starts_wait_for_it_to_be_refilled() {
+    let data = Arc::new(tempfile::tempdir().expect("a directory"));
+    let plugins = ["p1", "p2", "p3"].map(|name| child(name, IDLE, data.path()));
+    let config = Config {
+        start_burst: 2,
+        starts_per_second: 2,
+        ..Config::default()
+    };
+    let begin = Instant::now();
+    let home = Home::build_with(config, plugins.into(), HashMap::new(), data);
+    home.phase("p1", Phase::Connecting).await;
+    home.phase("p2", Phase::Connecting).await;
+    home.phase("p3", Phase::Connecting).await;
+    // There were slots all the time.
+    assert!(begin.elapsed() >= Duration::from_millis(500));
+    home.close().await;
+}
+
+#[tokio::test]
 async fn children_die_with_the_worker_even_without_a_shutdown() {
     let home = home_with(|data| vec![child("lamp", IDLE, data)]);
     let pid = home.phase("lamp", Phase::Connecting).await.pid.to_string();
     home.close().await;
     gone(&pid).await;
+}
+
+/// Its program is what `install` puts there.
+fn scripted(data: &Path) -> Manifest {
+    let mut lamp = child("lamp", "", data);
+    if let Kind::Process(command) = &mut lamp.kind {
+        command.program = data.join("lamp.sh");
+        command.args.clear();
+    }
+    lamp
+}
+
+fn install(data: &Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let fresh = data.join("fresh.sh");
+    std::fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).expect("written");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&fresh, mode).expect("executable");
+    std::fs::rename(fresh, data.join("lamp.sh")).expect("renamed");
+}
+
+#[tokio::test]
+async fn a_changed_program_ends_every_giving_up() {
+    let home = home_with(|data| {
+        let mut lamp = scripted(data);
+        lamp.restart.mode = RestartMode::Never;
+        install(data, "exit 1");
+        vec![lamp]
+    });
+    assert_eq!(home.phase("lamp", Phase::GivenUp).await.generation.0, 1);
+    install(home.data.path(), IDLE);
+    home.line("lamp", 2, "token=").await;
+    home.manager.shutdown(soon()).await;
+    home.close().await;
+}
+
+#[tokio::test]
+async fn a_program_that_is_missing_or_fails_is_tried_again_when_it_changes() {
+    let home = home_with(|data| {
+        let mut lamp = scripted(data);
+        lamp.restart.backoff_base = PATIENCE * 10;
+        lamp.restart.backoff_max = PATIENCE * 10;
+        vec![lamp]
+    });
+    let install = |script: &str| install(home.data.path(), script);
+    assert_eq!(home.phase("lamp", Phase::ConfigError).await.generation.0, 1);
+    install("exit 1");
+    let info = home.phase("lamp", Phase::Backoff).await;
+    assert_eq!(info.generation.0, 2, "one spawn for one change");
+    install("exit 78");
+    assert_eq!(home.phase("lamp", Phase::ConfigError).await.generation.0, 3);
+    install(IDLE);
+    home.line("lamp", 4, "token=").await;
+    home.manager.shutdown(soon()).await;
+    home.close().await;
 }

@@ -3,14 +3,19 @@
 
 mod children;
 mod embedded;
+mod ordering;
+mod reload;
 mod remote;
 mod requests;
+mod upgrade;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use core_proto::embed::EmbeddedPlugin;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -18,9 +23,11 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
 
 use super::*;
-use crate::channel::{Hook, Outbound, OutboxReader, Welcome};
+use crate::channel::{Hook, Outbound, OutboxReader, Runs, Welcome};
 use crate::error::Failure;
-use crate::security::Token;
+use crate::routing::Router;
+use crate::security::{Credentials, Gatekeeper, Token};
+use crate::supervisor::custody::Custody;
 use crate::supervisor::lifecycle::{Phase, PluginState};
 use crate::task::TaskScope;
 
@@ -31,11 +38,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Recorder {
     said: Mutex<Vec<String>>,
+    /// Data of `crashed`.
+    crashes: Mutex<Vec<serde_json::Value>>,
 }
 
 impl Announcer for Recorder {
-    fn plugin_event(&self, topic: &'static str, plugin: &PluginName, _: serde_json::Value) {
+    fn plugin_event(&self, topic: &'static str, plugin: &PluginName, details: serde_json::Value) {
         self.said.lock().push(format!("{plugin} {topic}"));
+        if topic == "crashed" {
+            self.crashes.lock().push(details);
+        }
     }
 
     fn subscriptions(&self, _: &PluginName) -> Vec<String> {
@@ -43,13 +55,20 @@ impl Announcer for Recorder {
     }
 
     fn plugin_state(&self, _: &PluginInfo) {}
+
+    fn plugin_removed(&self, plugin: &PluginName) {
+        self.said.lock().push(format!("{plugin} removed"));
+    }
 }
 
 struct Home {
     manager: PluginManager,
     recorder: Arc<Recorder>,
     credentials: Credentials,
+    gatekeeper: Gatekeeper,
     registry: ServiceRegistry,
+    router: Router,
+    runs: Runs,
     scope: TaskScope,
     data: Arc<TempDir>,
 }
@@ -89,6 +108,15 @@ impl Home {
         embedded: HashMap<PluginName, Arc<dyn EmbeddedPlugin>>,
         data: Arc<TempDir>,
     ) -> Self {
+        Self::build_with(Config::default(), manifests, embedded, data)
+    }
+
+    fn build_with(
+        config: Config,
+        manifests: Vec<Manifest>,
+        embedded: HashMap<PluginName, Arc<dyn EmbeddedPlugin>>,
+        data: Arc<TempDir>,
+    ) -> Self {
         let recorder = Arc::new(Recorder::default());
         let registry = ServiceRegistry::new();
         let credentials = Credentials::default();
@@ -96,19 +124,21 @@ impl Home {
         let permissions = std::collections::HashMap::new();
         let gatekeeper =
             Gatekeeper::new(credentials.clone(), runs.clone(), permissions, Vec::new());
+        let router = Router::new(crate::routing::Config::default(), registry.clone());
         let dependencies = Dependencies {
-            runs,
-            gatekeeper,
+            runs: runs.clone(),
+            gatekeeper: gatekeeper.clone(),
             registry: registry.clone(),
-            router: Router::new(crate::routing::Config::default(), registry.clone()),
+            router: router.clone(),
             credentials: credentials.clone(),
             announcer: Arc::clone(&recorder) as Arc<dyn Announcer>,
             embedded,
             connect: no_connection(),
+            custody: Custody::new(crate::supervisor::custody::Setup::default()).expect("threads"),
         };
         let config = Config {
             data_dir: data.path().to_owned(),
-            ..Config::default()
+            ..config
         };
         let (manager, worker) = PluginManager::new(config, manifests, dependencies);
         let scope = TaskScope::new();
@@ -117,7 +147,10 @@ impl Home {
             manager,
             recorder,
             credentials,
+            gatekeeper,
             registry,
+            router,
+            runs,
             scope,
             data,
         }

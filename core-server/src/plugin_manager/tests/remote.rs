@@ -1,10 +1,41 @@
 //! Channels of remote plugins: admission, hooks, resuming, heartbeats.
 
 use super::*;
+use crate::channel::LastRead;
 use crate::channel::handshake::WireVersionMismatch;
 use crate::error::{Classify as _, Reason};
 use crate::service_registry::ServiceDescription;
 use crate::types::ServiceName;
+
+impl Home {
+    /// A ready plugin with heartbeats, and the connection that it is heard by.
+    async fn pinged(&self, plugin: &str) -> (Link, LastRead) {
+        self.phase(plugin, Phase::Connecting).await;
+        let hello = Hello {
+            ready: true,
+            heartbeat: true,
+            ..hello(plugin)
+        };
+        let link = self.open(plugin, hello).await.expect("admitted");
+        let connection = LastRead::new(Instant::now());
+        link.run.came_over(&connection);
+        self.phase(plugin, Phase::Ready).await;
+        (link, connection)
+    }
+}
+
+/// A connection that HTTP/2 keeps alive, until this is dropped.
+fn keep_alive(scope: &TaskScope, connection: &LastRead) -> tokio::sync::oneshot::Sender<()> {
+    let (keep, mut dropped) = tokio::sync::oneshot::channel();
+    let connection = connection.clone();
+    scope.spawn_droppable("keep-alive", async move {
+        while dropped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            connection.note(Instant::now());
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+    keep
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_life_runs_from_welcome_to_the_end_in_order() {
@@ -277,37 +308,116 @@ async fn unknown_and_repeated_hook_answers_change_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_plugin_that_misses_pings_is_degraded_until_it_answers() {
     let home = Home::new(vec![remote("lamp", &[])]);
-    home.phase("lamp", Phase::Connecting).await;
-    let hello = Hello {
-        ready: true,
-        heartbeat: true,
-        ..hello("i")
-    };
-    let mut link = home.open("lamp", hello).await.expect("admitted");
+    let (link, connection) = home.pinged("lamp").await;
+    let keep = keep_alive(&home.scope, &connection);
+    let (run, channel) = (Arc::clone(&link.run), link.channel);
+    // It reads its pings and answers none.
+    let lamp = Obedient::new(&home.scope, link, |_| Ok(()));
     let begin = Instant::now();
     let info = home.phase("lamp", Phase::Degraded).await;
-    assert!(
-        begin.elapsed() <= Duration::from_secs(15),
-        "{:?}",
-        begin.elapsed()
-    );
+    let took = begin.elapsed();
+    assert!(took <= Duration::from_secs(15), "{took:?}");
     assert_eq!(info.reason, "heartbeat");
-    let mut newest = 0;
-    while newest < 3 {
-        if let Outbound::Ping { nonce } = link.next().await {
-            newest = nonce;
-        }
-    }
-    link.run.note_pong(newest, Instant::now());
+    run.note_pong(2, Instant::now());
     home.phase("lamp", Phase::Ready).await;
     home.manager
-        .health(&link.run, link.channel, Some("no gateway".to_owned()));
+        .health(&run, channel, Some("no gateway".to_owned()));
     let info = home.phase("lamp", Phase::Degraded).await;
     assert_eq!(
         (info.reason, info.message.as_str()),
         ("health", "no gateway")
     );
-    link.lose().await;
+    lamp.lose().await;
+    drop(keep);
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_plugin_is_ended_after_fifteen_seconds_although_its_channel_was_lost() {
+    for lost_meanwhile in [false, true] {
+        let home = Home::new(vec![remote("lamp", &[])]);
+        let (link, connection) = home.pinged("lamp").await;
+        connection.note(Instant::now());
+        let begin = Instant::now();
+        let run = Arc::clone(&link.run);
+        let lamp = Obedient::new(&home.scope, link, |_| Ok(()));
+        home.phase("lamp", Phase::Degraded).await;
+        let _lamp = if lost_meanwhile {
+            lamp.lose().await;
+            home.phase("lamp", Phase::Suspended).await;
+            None
+        } else {
+            Some(lamp)
+        };
+        let info = home.phase("lamp", Phase::Backoff).await;
+        let took = begin.elapsed().as_secs_f64();
+        assert!((14.9..=16.0).contains(&took), "{took}");
+        assert_eq!(info.reason, "silent");
+        assert!(run.ended().is_cancelled());
+        home.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_is_heard_but_answers_no_ping_is_ended_after_a_minute() {
+    let home = Home::new(vec![remote("lamp", &[])]);
+    let (link, connection) = home.pinged("lamp").await;
+    let keep = keep_alive(&home.scope, &connection);
+    let _lamp = Obedient::new(&home.scope, link, |_| Ok(()));
+    let begin = Instant::now();
+    home.phase("lamp", Phase::Degraded).await;
+    // Longer than other waits of these tests.
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let info = home.phase("lamp", Phase::Backoff).await;
+    let took = begin.elapsed().as_secs_f64();
+    assert!((59.0..=65.0).contains(&took), "{took}");
+    assert_eq!(info.reason, "unresponsive");
+    drop(keep);
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stall_of_the_core_ends_and_degrades_nobody() {
+    let home = Home::new(vec![
+        remote("lamp", &[]),
+        remote("slow", &[]),
+        remote("lost", &[]),
+        remote("stuck", &[]),
+    ]);
+    let (lamp, connection) = home.pinged("lamp").await;
+    let lamp = Obedient::new(&home.scope, lamp, |_| Ok(()));
+    connection.note(Instant::now());
+    // One in `on_load`, one whose channel is lost, one whose channel is not read.
+    home.phase("slow", Phase::Connecting).await;
+    let mut slow = home.open("slow", hello("slow")).await.expect("admitted");
+    home.phase("lost", Phase::Connecting).await;
+    home.open("lost", hello("lost"))
+        .await
+        .expect("admitted")
+        .lose()
+        .await;
+    home.phase("stuck", Phase::Connecting).await;
+    let _stuck = home.open("stuck", hello("stuck")).await.expect("admitted");
+    home.phase("lost", Phase::Suspended).await;
+    // As after SIGSTOP and SIGCONT: nobody ran meanwhile.
+    for _ in 0..3 {
+        tokio::time::advance(Duration::from_secs(300)).await;
+        // What comes first afterwards must not be judged by the old deadlines.
+        home.manager
+            .extend(&slow.run, slow.channel, 1, Duration::ZERO);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(home.pair("lamp"), (PluginState::Started, Phase::Ready));
+        assert_eq!(home.pair("slow").1, Phase::Loading);
+        assert_eq!(home.pair("lost").1, Phase::Suspended);
+        assert_eq!(home.pair("stuck").1, Phase::Loading);
+    }
+    // And then the clock runs as ever.
+    slow.hook(Hook::Load).await;
+    slow.hook(Hook::Start).await;
+    home.phase("slow", Phase::Ready).await;
+    home.phase("lost", Phase::Backoff).await;
+    home.phase("lamp", Phase::Degraded).await;
+    lamp.lose().await;
     home.close().await;
 }
 

@@ -9,7 +9,7 @@ async fn dependents_start_after_what_they_require_and_learn_of_its_loss() {
     home.phase("lamp", Phase::Connecting).await;
     let lamp = home.obedient("lamp").await;
     let info = home.phase("lamp", Phase::WaitingDependency).await;
-    assert_eq!(info.message, "waits for devices");
+    assert_eq!(info.message, "waits for devices (connecting)");
     let devices = home.obedient("devices").await;
     home.phase("lamp", Phase::Ready).await;
     assert_eq!(lamp.got(), ["devices true", "on_load", "on_start"]);
@@ -75,6 +75,77 @@ async fn a_loss_stops_or_restarts_where_the_manifest_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_levels_that_restart_end_from_the_outside_in_and_begin_from_the_inside_out() {
+    let restarting = |plugin: &str, required: &str| {
+        let mut manifest = remote(plugin, &[required]);
+        manifest.on_loss.insert(name(required), OnLoss::Restart);
+        manifest
+    };
+    let home = Home::new(vec![
+        remote("hub", &[]),
+        restarting("devices", "hub"),
+        restarting("lamp", "devices"),
+        remote("panel", &["devices"]),
+    ]);
+    home.phase("hub", Phase::Connecting).await;
+    let hub = home.obedient("hub").await;
+    let devices = home.obedient("devices").await;
+    let lamp = home.obedient("lamp").await;
+    let panel = home.obedient("panel").await;
+    home.phase("lamp", Phase::Ready).await;
+    home.phase("panel", Phase::Ready).await;
+    home.said();
+    devices.got();
+    let begin = Instant::now();
+    // Its process says that it goes: the run ends at once.
+    let run = home.info("hub").run.expect("a run");
+    hub.lose().await;
+    home.until("hub", |info| info.run.as_ref() != Some(&run))
+        .await;
+    let lost_after = begin.elapsed();
+    home.until("devices", |info| info.run.is_none()).await;
+    assert!(
+        begin.elapsed() - lost_after < Duration::from_millis(100),
+        "told at once"
+    );
+    assert_eq!(
+        home.said(),
+        [
+            "hub unloaded",
+            "hub crashed",
+            "lamp stopped",
+            "lamp unloaded",
+            "devices stopped",
+            "devices unloaded"
+        ]
+    );
+    assert_eq!(devices.got(), ["hub false", "on_stop", "on_unload"]);
+    assert_eq!(
+        home.pair("panel"),
+        (PluginState::Started, Phase::Ready),
+        "told, and left alone"
+    );
+    // They come back in any order and begin in theirs.
+    home.phase("lamp", Phase::Connecting).await;
+    let _lamp = home.obedient("lamp").await;
+    let waits = home.phase("lamp", Phase::WaitingDependency).await;
+    assert_eq!(waits.message, "waits for devices (connecting)");
+    let _devices = home.obedient("devices").await;
+    home.phase("hub", Phase::Connecting).await;
+    let _hub = home.obedient("hub").await;
+    let info = home.phase("lamp", Phase::Ready).await;
+    let started: Vec<_> = home
+        .said()
+        .into_iter()
+        .filter(|said| said.ends_with("started"))
+        .collect();
+    assert_eq!(started, ["hub started", "devices started", "lamp started"]);
+    assert_eq!((info.generation.0, info.restarts), (2, 1));
+    drop((lamp, panel));
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_circle_is_refused_with_its_path_and_others_are_not_harmed() {
     let home = Home::new(vec![
         remote("a", &["b"]),
@@ -101,7 +172,7 @@ async fn a_circle_is_refused_with_its_path_and_others_are_not_harmed() {
     let c = home.obedient("c").await;
     assert_eq!(
         home.phase("c", Phase::WaitingDependency).await.message,
-        "waits for a"
+        "waits for a (config_error)"
     );
     drop((lamp, c));
     home.close().await;
@@ -118,7 +189,7 @@ async fn an_unknown_dependency_is_waited_for_visibly() {
     };
     let link = home.open("lamp", hello).await.expect("admitted");
     let info = home.phase("lamp", Phase::WaitingDependency).await;
-    assert_eq!(info.message, "waits for ghost (unknown)");
+    assert_eq!(info.message, "waits for ghost (not installed)");
     assert_eq!(info.requires, [name("ghost")]);
     let deadline = Instant::now() + Duration::from_secs(2);
     let error = home
@@ -275,12 +346,18 @@ async fn all_start_in_order_and_stop_in_reverse_and_absent_ones_are_not_waited_f
         ["a started", "b started", "c started"]
     );
 
+    let begin = Instant::now();
     let results = home.manager.stop_all(soon()).await.expect("answered");
     assert!(
         results.iter().all(|(_, result)| result.is_ok()),
         "{results:?}"
     );
     assert_eq!(home.said(), ["c stopped", "b stopped", "a stopped"]);
+    assert_eq!(
+        begin.elapsed(),
+        Duration::ZERO,
+        "the next is told at once, not when the worker wakes for something else"
+    );
     assert_eq!(home.info("a").desired, PluginState::Stopped);
     home.manager.start_all(soon()).await.expect("answered");
     assert_eq!(

@@ -39,12 +39,8 @@ impl State {
             if hook != Hook::Stop {
                 return self.end_run(End::Failed(note), Grace::None, now, out);
             }
-            // It goes on with `on_unload`; what was asked for is no failure even so.
-            let end = if self.wants_end() {
-                self.asked_end()
-            } else {
-                End::Failed(note)
-            };
+            // It goes on with `on_unload`, and ends for this reason then.
+            let end = self.reason_of(End::Failed(note));
             if let Life::Running(run) = &mut self.life {
                 run.leaving = Some(end);
             }
@@ -74,11 +70,8 @@ impl State {
             return;
         };
         let wanted = (now + by.min(EXTENSION_STEP)).saturating_duration_since(deadline);
-        let left = self
-            .settings
-            .timeouts
-            .start_max
-            .saturating_sub(run.extended);
+        let timeouts = &self.settings.timeouts;
+        let left = (timeouts.longest_start() - timeouts.start).saturating_sub(run.extended);
         let granted = wanted.min(left);
         run.extended += granted;
         run.deadline = Some(deadline + granted);

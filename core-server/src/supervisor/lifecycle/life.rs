@@ -59,6 +59,26 @@ pub(super) enum Rest {
     Completed,
 }
 
+/// Why it is tried again earlier than its history says. A later one skips more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Retry {
+    DependencyReady,
+    Changed,
+    /// By an operator.
+    Asked,
+}
+
+impl Retry {
+    pub(super) fn skips(self, rest: Rest) -> bool {
+        match rest {
+            Rest::Backoff(_) | Rest::CrashLoop(_) => true,
+            Rest::GivenUp | Rest::ConfigError | Rest::Incompatible => self >= Self::Changed,
+            Rest::Completed => self >= Self::Asked,
+            Rest::Idle | Rest::WaitingDependency | Rest::Queued | Rest::Awaited => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Running {
     pub(super) began: Instant,
@@ -73,7 +93,7 @@ pub(super) struct Running {
     pub(super) deadline: Option<Instant>,
     /// Time left for `on_load` and `on_start` together.
     pub(super) start_left: Duration,
-    /// Added to it so far.
+    /// Added to it so far; never beyond `Timeouts::longest_start`.
     pub(super) extended: Duration,
     /// End of `on_stop` and `on_unload` together.
     pub(super) stop_by: Option<Instant>,
@@ -124,8 +144,8 @@ pub(super) enum End {
     Failed(Note),
     /// It can never start as it is.
     Unstartable(Note),
-    /// No wire version in common.
-    Incompatible(String),
+    /// Its handshake is refused, and will be again: no wire version in common, or not who it should be.
+    Incompatible(Note),
 }
 
 #[derive(Clone, Debug)]
@@ -138,4 +158,6 @@ pub(super) struct Ending {
     pub(super) gone_by: Option<Instant>,
     pub(super) hung: bool,
     pub(super) forced: bool,
+    /// What would follow from the end is perhaps skipped: the next run begins at once.
+    pub(super) again: Option<Retry>,
 }

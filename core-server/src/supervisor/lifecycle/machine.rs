@@ -2,6 +2,7 @@
 //! brings the plugin nearer to what is wanted, until nothing more can be done now. Hooks and the
 //! beginnings and ends of runs have files of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +11,7 @@ use super::super::restart::History;
 use super::runs::Grace;
 use super::{
     Action, Budget, End, Event, Exit, Life, LinkState, Note, Origin, PluginState, Request, Rest,
-    Route, RunEvent, Stage, State,
+    Retry, Route, RunEvent, Settings, Stage, State,
 };
 use crate::channel::Hook;
 
@@ -36,6 +37,7 @@ impl State {
                 }
             }
             Event::Dependencies(missing) => self.dependencies(missing),
+            Event::Late(by) => self.postpone(by),
             Event::RestartForDependency => {
                 if let Life::Running(run) = &mut self.life {
                     let note = Note::new("dependency", "a plugin that it requires was lost");
@@ -44,6 +46,8 @@ impl State {
                 }
             }
             Event::StopForDependency => self.held_by_loss = self.missing.is_some(),
+            Event::Changed => self.try_again(Retry::Changed),
+            Event::DependencyReady => self.try_again(Retry::DependencyReady),
             Event::Slot => {
                 if matches!(self.life, Life::Resting(Rest::Queued, _)) {
                     self.begin(now, Stage::Spawning, out);
@@ -54,6 +58,9 @@ impl State {
             Event::Shutdown(budget) => self.shut_down(budget, now),
             Event::KillNow => self.kill_now(now, out),
             Event::Incompatible(message) => self.incompatible(message, now, out),
+            Event::Renewed(settings, restart) => self.renew(settings, restart),
+            Event::Wanted(state) => self.desired = state,
+            Event::Barred(bar) => self.set_bar(bar),
             Event::Run(generation, event) => {
                 if generation == self.generation {
                     self.run_event(event, now, out);
@@ -72,25 +79,55 @@ impl State {
             run.leaving.get_or_insert(End::Asked(note));
         }
         if matches!(request, Request::Load | Request::Start | Request::Restart) {
-            self.try_again();
+            self.try_again(Retry::Asked);
         }
     }
 
-    /// Skips a wait and forgets what counted against the plugin.
-    fn try_again(&mut self) {
-        self.history = History::default();
-        if let Life::Resting(rest, _) = &mut self.life
-            && matches!(
-                rest,
-                Rest::Backoff(_)
-                    | Rest::CrashLoop(_)
-                    | Rest::GivenUp
-                    | Rest::ConfigError
-                    | Rest::Incompatible
-                    | Rest::Completed
-            )
-        {
-            self.life = Life::Resting(Rest::Idle, Note::default());
+    /// Skips a wait and forgets what counted against the plugin. Where a run is just being ended,
+    /// what would follow from its end is skipped in advance.
+    fn try_again(&mut self, retry: Retry) {
+        match &mut self.life {
+            Life::Resting(rest, _) => {
+                let rest = *rest;
+                if retry.skips(rest) {
+                    self.history = History::default();
+                    self.life = Life::Resting(Rest::Idle, Note::default());
+                } else if retry != Retry::DependencyReady || rest == Rest::WaitingDependency {
+                    self.history = History::default();
+                }
+            }
+            Life::Ending(ending) => ending.again = ending.again.max(Some(retry)),
+            // A run that goes on proves by itself that it is well.
+            Life::Running(_) if retry == Retry::DependencyReady => {}
+            Life::Running(_) => self.history = History::default(),
+        }
+    }
+
+    fn renew(&mut self, settings: Settings, restart: Option<(&'static str, String)>) {
+        let moved = settings.origin != self.settings.origin;
+        self.settings = Arc::new(settings);
+        match &mut self.life {
+            // Who is waited for has changed.
+            Life::Resting(..) if moved => {
+                self.life = Life::Resting(Rest::Idle, Note::default());
+            }
+            Life::Running(run) => {
+                if let Some((reason, message)) = restart {
+                    run.leaving
+                        .get_or_insert(End::Asked(Note::new(reason, message)));
+                    self.unasked = false;
+                    self.history = History::default();
+                }
+            }
+            Life::Resting(..) | Life::Ending(_) => {}
+        }
+    }
+
+    fn set_bar(&mut self, bar: Option<(&'static str, String)>) {
+        let lifted = self.bar.is_some() && bar.is_none();
+        self.bar = bar.map(|(reason, message)| Note::new(reason, message));
+        if lifted {
+            self.try_again(Retry::Changed);
         }
     }
 
@@ -102,12 +139,7 @@ impl State {
         }
         self.held_by_loss = false;
         // What made it fail was perhaps the absence of what has just come back.
-        if matches!(
-            self.life,
-            Life::Resting(Rest::Backoff(_) | Rest::CrashLoop(_), _)
-        ) {
-            self.try_again();
-        }
+        self.try_again(Retry::DependencyReady);
     }
 
     fn opened(&mut self, ready: bool, resumable: bool, now: Instant, out: &mut Vec<Action>) {
@@ -165,12 +197,21 @@ impl State {
 
     fn incompatible(&mut self, message: String, now: Instant, out: &mut Vec<Action>) {
         match &self.life {
-            Life::Resting(..) if self.settings.origin == Origin::Remote => {
+            Life::Resting(rest, _) if self.settings.origin == Origin::Remote => {
+                if self.frozen || self.desired == PluginState::Unloaded {
+                    return;
+                }
+                // It may knock for ever; people hear of it once.
+                if *rest != Rest::Incompatible {
+                    self.report(Exit::default(), message.clone(), Duration::ZERO, false, now);
+                    self.crashed(out);
+                }
                 self.life = Life::Resting(Rest::Incompatible, Note::new("wire_version", message));
             }
             // Only before its first channel: a run that goes on has already agreed on a version.
             Life::Running(run) if run.link == LinkState::Absent => {
-                self.end_run(End::Incompatible(message), Grace::Some, now, out);
+                let note = Note::new("wire_version", message);
+                self.end_run(End::Incompatible(note), Grace::Some, now, out);
             }
             _ => {}
         }
@@ -213,7 +254,19 @@ impl State {
             }
             RunEvent::ChannelLost => self.channel_lost(now, out),
             RunEvent::Bye(reason) => self.end_run(End::Bye(reason), Grace::Some, now, out),
+            RunEvent::OverLimit { reason, message } => {
+                let end = End::Failed(Note::new(reason, message));
+                self.end_run(end, Grace::None, now, out);
+            }
             RunEvent::Heartbeat { missed } => run.missed = missed,
+            RunEvent::IdentityRefused(message) => {
+                // Only before its first channel, by which a run has proved who it is.
+                if run.link == LinkState::Absent {
+                    let end = End::Incompatible(Note::new("identity", message));
+                    self.end_run(end, Grace::Some, now, out);
+                }
+            }
+            RunEvent::Lifeless(how) => self.lifeless(how, now, out),
             RunEvent::Health(health) => run.health = health,
             RunEvent::Exited(_) => {}
         }
@@ -267,91 +320,9 @@ impl State {
     fn exited(&mut self, exit: Exit, now: Instant, out: &mut Vec<Action>) {
         if let Life::Running(run) = &mut self.life {
             run.has_process = false;
-            let expected = matches!(run.stage, Stage::UnloadHook(_)) || self.wants_end();
-            let end = if expected {
-                self.asked_end()
-            } else {
-                End::Exited
-            };
-            self.leave(end, now, out);
+            self.leave(End::Exited, now, out);
         }
         self.settle(Some(exit), now, out);
-    }
-
-    // ---- time
-
-    fn tick(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let timeouts = &self.settings.timeouts;
-        match &mut self.life {
-            Life::Resting(Rest::Backoff(at) | Rest::CrashLoop(at), _) if *at <= now => {
-                self.life = Life::Resting(Rest::Idle, Note::default());
-            }
-            Life::Resting(..) => {}
-            Life::Running(run) => {
-                if run.stable_at.is_some_and(|at| at <= now) {
-                    run.stable_at = None;
-                    self.history = History::default();
-                }
-                if let LinkState::Suspended(until) = run.link
-                    && until <= now
-                {
-                    let text = format!("channel lost for {}", seconds(timeouts.suspend));
-                    let note = Note::new("channel_lost", text);
-                    let end = if self.wants_end() {
-                        self.asked_end()
-                    } else {
-                        End::Failed(note)
-                    };
-                    return self.end_run(end, Grace::None, now, out);
-                }
-                if run.deadline.is_some_and(|at| at <= now) {
-                    self.late(now, out);
-                }
-            }
-            Life::Ending(ending) => {
-                if ending.terminate_at.is_some_and(|at| at <= now) {
-                    ending.terminate_at = None;
-                    ending.forced = true;
-                    out.push(Action::Terminate);
-                }
-                if ending.kill_at.is_some_and(|at| at <= now) {
-                    ending.kill(now, out);
-                }
-                if ending.gone_by.is_some_and(|at| at <= now) {
-                    ending.gone_by = None;
-                    ending.hung = true;
-                }
-            }
-        }
-    }
-
-    /// The present stage took too long.
-    fn late(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Life::Running(run) = &mut self.life else {
-            return;
-        };
-        run.deadline = None;
-        let (reason, text) = match run.stage {
-            Stage::Spawning | Stage::Connecting => {
-                let connect = seconds(self.settings.timeouts.connect);
-                (
-                    "connect_timeout",
-                    format!("it did not open its channel within {connect}"),
-                )
-            }
-            Stage::Loading => ("hook_timeout", "on_load did not end in time".to_owned()),
-            Stage::Starting(_) => ("hook_timeout", "on_start did not end in time".to_owned()),
-            Stage::StopHook(_) => ("hook_timeout", "on_stop did not end in time".to_owned()),
-            Stage::Draining => return self.stop_hook(now, out),
-            Stage::UnloadHook(_) => return self.unloaded_late(now, out),
-            Stage::Connected | Stage::Loaded | Stage::Started | Stage::Stopped => return,
-        };
-        let end = if self.wants_end() {
-            self.asked_end()
-        } else {
-            End::Failed(Note::new(reason, text))
-        };
-        self.end_run(end, Grace::None, now, out);
     }
 
     // ---- what is wanted
@@ -370,6 +341,16 @@ impl State {
 
     pub(super) fn wants_end(&self) -> bool {
         self.target() == PluginState::Unloaded
+    }
+
+    /// Why a run really ends that ends like this: what was asked for is no failure, whatever brings it
+    /// about.
+    pub(super) fn reason_of(&self, end: End) -> End {
+        if !matches!(end, End::Asked(_)) && self.wants_end() {
+            self.asked_end()
+        } else {
+            end
+        }
     }
 
     /// The end that was asked for: its reason.
@@ -472,6 +453,14 @@ impl State {
             self.life = Life::Resting(Rest::Idle, note);
             return true;
         }
+        let begins = matches!(
+            rest,
+            Rest::Idle | Rest::WaitingDependency | Rest::Queued | Rest::Awaited
+        );
+        if let Some(bar) = self.bar.clone().filter(|_| begins) {
+            self.life = Life::Resting(Rest::ConfigError, bar);
+            return true;
+        }
         let next = match (rest, self.settings.origin) {
             (Rest::Idle, Origin::Remote) => Rest::Awaited,
             (Rest::Idle | Rest::Queued, Origin::Hosted) if self.missing.is_some() => {
@@ -532,8 +521,4 @@ impl Stage {
 
 fn clamp(deadline: Option<Instant>, limit: Instant) -> Instant {
     deadline.map_or(limit, |deadline| deadline.min(limit))
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
 }

@@ -21,12 +21,14 @@ mod runs;
 mod show;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::liveness::Lifeless;
 use super::restart::History;
 use crate::channel::{Gate, Hook};
 use crate::plugin_manager::{RestartPolicy, Timeouts};
@@ -34,7 +36,7 @@ use crate::types::Generation;
 
 pub use machine::step;
 
-use life::{End, Ending, Life, LinkState, Note, Rest, Running, Shown, Stage};
+use life::{End, Ending, Life, LinkState, Note, Rest, Retry, Running, Shown, Stage};
 
 /// The four states of the contract; also what is desired.
 #[derive(
@@ -115,7 +117,7 @@ phases! {
     GivenUp = "given_up",
     /// It cannot run until its configuration or its program changes.
     ConfigError = "config_error",
-    /// It speaks another wire version.
+    /// Its handshake is refused: it speaks another wire version, or is not who it should be.
     Incompatible = "incompatible",
     /// It ended well, and its policy says that this was all.
     Completed = "completed",
@@ -260,6 +262,8 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// A sentence, where the two do not say it: a panic's text.
     pub message: Option<String>,
+    /// A stable word, where it was ended by somebody else than the core, and who or what is known.
+    pub reason: Option<&'static str>,
 }
 
 /// Time for the steps of an end while the core stops.
@@ -284,10 +288,17 @@ pub enum Event {
     StopAll,
     /// What it waits for, for people; `None`: all it requires is STARTED.
     Dependencies(Option<String>),
+    /// The core itself was late by so much: no deadline comes nearer by that, and nobody is ended for
+    /// it. (Tries are made when they are due: that harms nobody.)
+    Late(Duration),
     /// A plugin that it requires was lost, and its policy is to begin anew.
     RestartForDependency,
     /// A plugin that it requires was lost, and its policy is to stop.
     StopForDependency,
+    /// Its program or its configuration changed: what made it fail may be gone.
+    Changed,
+    /// A plugin that it looks at became ready: what made it fail may have been its absence.
+    DependencyReady,
     /// Its turn to be spawned has come.
     Slot,
     /// A channel was opened: for a remote plugin the begin of a run.
@@ -305,6 +316,13 @@ pub enum Event {
     KillNow,
     /// The handshake was refused: no wire version in common. Of a remote plugin there is no run.
     Incompatible(String),
+    /// Other settings from now on. With a reason (a stable word and a sentence) a run that there is
+    /// ends, and another begins, as if an operator had asked.
+    Renewed(Settings, Option<(&'static str, String)>),
+    /// The configuration wants another state of it.
+    Wanted(PluginState),
+    /// It cannot run as it is configured, and why; `None`: it can again.
+    Barred(Option<(&'static str, String)>),
     /// Something about the run of this number.
     Run(Generation, RunEvent),
 }
@@ -349,6 +367,17 @@ pub enum RunEvent {
     Heartbeat {
         /// Two or more are missing.
         missed: bool,
+    },
+    /// Its credential is in the hands of a process that it was not made for: it will be refused again.
+    IdentityRefused(String),
+    /// It does not live, though its process may.
+    Lifeless(Lifeless),
+    /// It uses more than it may, and lives.
+    OverLimit {
+        /// A stable word.
+        reason: &'static str,
+        /// Of what, and how much.
+        message: String,
     },
     /// Its own report: `Some` text when degraded.
     Health(Option<String>),
@@ -448,7 +477,7 @@ pub enum Action {
     Announce(Topic),
 }
 
-/// How the last run ended.
+/// How the last run ended, or why none came of a remote plugin's handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExitReport {
     /// Exit code and signal.
@@ -488,6 +517,8 @@ pub struct State {
     missing: Option<String>,
     /// Stopped until what it lost comes back.
     held_by_loss: bool,
+    /// Why it cannot run as it is configured.
+    bar: Option<Note>,
     /// Nothing begins any more.
     frozen: bool,
     shutdown: Option<Budget>,
@@ -519,6 +550,7 @@ impl State {
             history: History::default(),
             missing: None,
             held_by_loss: false,
+            bar: None,
             frozen: false,
             shutdown: None,
             generation: Generation::default(),

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::restart::{self, Ended, Next};
+use super::super::restart::{self, Ended, History, Next};
 use super::{
-    Action, End, Ending, Exit, ExitReport, Farewell, Life, LinkState, Note, Origin, Rest, Running,
-    Stage, State, Topic,
+    Action, End, Ending, Exit, ExitReport, Farewell, Life, LinkState, Note, Origin, Rest, Retry,
+    Running, Stage, State, Topic,
 };
 
 /// What was killed is gone after this, or it hangs: a process in the kernel, or a thread.
@@ -63,21 +63,25 @@ impl State {
         }
     }
 
-    /// Ends the run; what is left of its process comes next.
+    /// Ends the run; what is left of its process comes next. Here alone it is decided whether that is a
+    /// failure or what was asked for.
     pub(super) fn leave(&mut self, end: End, now: Instant, out: &mut Vec<Action>) {
+        let said_bye = matches!(end, End::Bye(_));
+        let end = self.reason_of(end);
         let Life::Running(run) = &self.life else {
             return;
         };
         let (began, had_channel) = (run.began, run.link != LinkState::Absent);
         let farewell = match &end {
+            _ if said_bye => Farewell::Clean,
             End::Asked(_) if self.shutdown.is_some() => Farewell::ShuttingDown,
             End::Asked(_) if matches!(run.stage, Stage::UnloadHook(_)) => Farewell::Clean,
-            End::Asked(note) | End::Failed(note) | End::Unstartable(note) => {
-                Farewell::RunEnded(note.message.clone())
-            }
+            End::Asked(note)
+            | End::Failed(note)
+            | End::Unstartable(note)
+            | End::Incompatible(note) => Farewell::RunEnded(note.message.clone()),
             End::Bye(_) => Farewell::Clean,
             End::Exited => Farewell::RunEnded("its process has ended".to_owned()),
-            End::Incompatible(message) => Farewell::RunEnded(message.clone()),
         };
         self.life = Life::Ending(Ending {
             began,
@@ -87,6 +91,7 @@ impl State {
             gone_by: None,
             hung: false,
             forced: false,
+            again: None,
         });
         self.show(now, out);
         if had_channel {
@@ -101,13 +106,19 @@ impl State {
             return;
         };
         let (end, ran_for, forced) = (ending.end.clone(), now - ending.began, ending.forced);
+        let again = ending.again;
         let exit = exit.unwrap_or_default();
-        let by_code = |exit: &Exit| exit.code.map_or(Ended::Crash, Ended::Code);
+        // A process that was ended for a reason did not choose its code.
+        let by_code = |exit: &Exit| match exit.code {
+            Some(code) if exit.reason.is_none() => Ended::Code(code),
+            _ => Ended::Crash,
+        };
         let (ended, note) = match end {
             End::Asked(note) => (None, note),
-            End::Incompatible(message) => {
-                self.report(exit, message.clone(), ran_for, forced, now);
-                self.life = Life::Resting(Rest::Incompatible, Note::new("wire_version", message));
+            End::Incompatible(note) => {
+                self.report(exit, note.message.clone(), ran_for, forced, now);
+                self.crashed(out);
+                self.rest_after(Rest::Incompatible, note, again);
                 return;
             }
             End::Bye(reason) => {
@@ -115,7 +126,10 @@ impl State {
                 let ended = if left { by_code(&exit) } else { Ended::Code(0) };
                 (Some(ended), Note::new("bye", format!("it left: {reason}")))
             }
-            End::Exited => (Some(by_code(&exit)), Note::new("exited", describe(&exit))),
+            End::Exited => {
+                let reason = exit.reason.unwrap_or("exited");
+                (Some(by_code(&exit)), Note::new(reason, describe(&exit)))
+            }
             End::Failed(note) => (Some(Ended::Crash), note),
             End::Unstartable(note) => (Some(Ended::Unstartable), note),
         };
@@ -137,8 +151,7 @@ impl State {
         let trips = history.failures == policy.max_failures && crash;
         self.history = history;
         if crash {
-            self.troubled = true;
-            out.push(Action::Announce(Topic::Crashed));
+            self.crashed(out);
         }
         let rest = match next {
             Next::Backoff(at) => Rest::Backoff(at),
@@ -147,11 +160,27 @@ impl State {
             Next::ConfigError => Rest::ConfigError,
             Next::Completed => Rest::Completed,
         };
+        let skipped = self.rest_after(rest, note, again);
         // One alert, not one per try.
-        if trips && matches!(next, Next::CrashLoop(_) | Next::GivenUp) {
+        if trips && !skipped && matches!(next, Next::CrashLoop(_) | Next::GivenUp) {
             out.push(Action::Announce(Topic::CrashLoop));
         }
+    }
+
+    pub(super) fn crashed(&mut self, out: &mut Vec<Action>) {
+        self.troubled = true;
+        out.push(Action::Announce(Topic::Crashed));
+    }
+
+    /// Rests so, unless what came up during the end says that it is tried again at once.
+    fn rest_after(&mut self, rest: Rest, note: Note, again: Option<Retry>) -> bool {
+        let skipped = again.is_some_and(|retry| retry.skips(rest));
+        if skipped {
+            self.history = History::default();
+        }
+        let rest = if skipped { Rest::Idle } else { rest };
         self.life = Life::Resting(rest, note);
+        skipped
     }
 
     pub(super) fn report(

@@ -14,7 +14,9 @@ impl State {
     /// Bars the plugin: it cannot run as it is configured.
     #[must_use]
     pub fn barred(mut self, reason: &'static str, message: String, now: Instant) -> Self {
-        self.life = Life::Resting(Rest::ConfigError, Note::new(reason, message));
+        let note = Note::new(reason, message);
+        self.bar = Some(note.clone());
+        self.life = Life::Resting(Rest::ConfigError, note);
         self.show(now, &mut Vec::new());
         self
     }
@@ -76,10 +78,12 @@ impl State {
         let dependency = || ("dependency", self.missing.clone().unwrap_or_default());
         let note = |note: &Note| (note.reason, note.message.clone());
         let end = |end: &End| match end {
-            End::Asked(said) | End::Failed(said) | End::Unstartable(said) => note(said),
+            End::Asked(said)
+            | End::Failed(said)
+            | End::Unstartable(said)
+            | End::Incompatible(said) => note(said),
             End::Bye(reason) => ("bye", format!("it left: {reason}")),
             End::Exited => ("exited", String::new()),
-            End::Incompatible(message) => ("wire_version", message.clone()),
         };
         let run = match &self.life {
             Life::Resting(Rest::WaitingDependency, _) => return dependency(),
@@ -167,6 +171,14 @@ impl State {
         self.settings.origin
     }
 
+    /// Whether others may rely on it: STARTED, and meant to stay so. (A lost channel that may come back,
+    /// and a degradation, do not change that.)
+    #[must_use]
+    pub fn is_available(&self) -> bool {
+        matches!(&self.life, Life::Running(run) if run.stage == Stage::Started)
+            && self.target() == PluginState::Started
+    }
+
     /// Whether there is a run.
     #[must_use]
     pub fn has_run(&self) -> bool {
@@ -224,13 +236,17 @@ impl State {
         matches!(self.life, Life::Resting(Rest::Queued, _))
     }
 
-    /// Whether it is on its way from spawn to ready.
+    /// Whether it is on its way from spawn to ready. (One that was STOPPED starts without a process of
+    /// its own to start, and one that waits for a dependency holds nobody up.)
     #[must_use]
     pub fn holds_slot(&self) -> bool {
         self.settings.origin == Origin::Hosted
             && matches!(&self.life, Life::Running(run) if matches!(
                 run.stage,
-                Stage::Spawning | Stage::Connecting | Stage::Loading | Stage::Starting(_)
+                Stage::Spawning
+                    | Stage::Connecting
+                    | Stage::Loading
+                    | Stage::Starting(PluginState::Loaded)
             ))
     }
 

@@ -7,11 +7,14 @@ use super::{Level, LogRecord, LogStream};
 use crate::types::Generation;
 
 /// Longest line; longer ones are split, and the pieces marked.
-const MAX_LINE_BYTES: usize = 8 << 10;
+pub(super) const MAX_LINE_BYTES: usize = 8 << 10;
 /// Ends a piece whose line goes on.
-const CUT: &str = " [line goes on]";
+pub(super) const CUT: &str = " [line goes on]";
 /// Keys of structured lines that hold the text.
 const MESSAGE_KEYS: [&str; 3] = ["msg", "message", "@message"];
+/// Keys of structured lines that hold a time. The core's own stands beside each record: they say
+/// nothing new.
+const TIME_KEYS: [&str; 4] = ["timestamp", "time", "ts", "@timestamp"];
 /// Keys of structured lines that hold the level.
 const LEVEL_KEYS: [&str; 3] = ["level", "@level", "severity"];
 
@@ -27,7 +30,12 @@ impl LineSplitter {
         while !bytes.is_empty() {
             let room = MAX_LINE_BYTES - self.partial.len();
             let reach = bytes.len().min(room);
-            match bytes[..reach].iter().position(|byte| *byte == b'\n') {
+            match memchr::memchr(b'\n', &bytes[..reach]) {
+                // The usual case: a whole line, which need not be copied.
+                Some(end) if self.partial.is_empty() => {
+                    emit(&bytes[..end], false);
+                    bytes = &bytes[end + 1..];
+                }
                 Some(end) => {
                     self.partial.extend_from_slice(&bytes[..end]);
                     emit(&self.partial, false);
@@ -37,9 +45,12 @@ impl LineSplitter {
                 None => {
                     self.partial.extend_from_slice(&bytes[..reach]);
                     bytes = &bytes[reach..];
-                    if self.partial.len() == MAX_LINE_BYTES {
-                        // A newline right behind ends the line; it was not cut then.
-                        let cut = bytes.first() != Some(&b'\n');
+                    // A full piece is emitted when it is known whether its line goes on, so that the
+                    // pieces do not depend on how the bytes arrive.
+                    if self.partial.len() == MAX_LINE_BYTES
+                        && let Some(next) = bytes.first()
+                    {
+                        let cut = *next != b'\n';
                         emit(&self.partial, cut);
                         self.partial.clear();
                         if !cut {
@@ -59,18 +70,37 @@ impl LineSplitter {
     }
 }
 
-/// A line as a record; `None` for an empty one.
+/// Whether a line says nothing, and is neither kept nor counted.
+pub(super) fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(u8::is_ascii_control)
+}
+
+/// A JSON text as people read it: a string of simple characters without its quotes.
+pub(super) fn bare(json: &str) -> &str {
+    let inner = json
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let simple = |text: &&str| {
+        !text.is_empty()
+            && !text.contains([' ', '"', '\\', '='])
+            && !text.contains(char::is_control)
+    };
+    inner.filter(simple).unwrap_or(json)
+}
+
+/// A line as a record; `None` for one that is empty once it is cleaned. `plugin` wrote it.
 pub(super) fn record(
     line: &[u8],
     cut: bool,
     stream: LogStream,
     generation: Generation,
+    plugin: &str,
 ) -> Option<LogRecord> {
     let default = match stream {
         LogStream::Stderr => Level::Warn,
         LogStream::Stdout | LogStream::Core => Level::Info,
     };
-    let (level, mut message, fields) = structured(line, default).unwrap_or_else(|| {
+    let (level, mut message, fields) = structured(line, default, plugin).unwrap_or_else(|| {
         (
             default,
             clean(&String::from_utf8_lossy(line)),
@@ -93,7 +123,11 @@ pub(super) fn record(
     })
 }
 
-fn structured(line: &[u8], default: Level) -> Option<(Level, String, BTreeMap<String, String>)> {
+fn structured(
+    line: &[u8],
+    default: Level,
+    plugin: &str,
+) -> Option<(Level, String, BTreeMap<String, String>)> {
     if line.first() != Some(&b'{') {
         return None;
     }
@@ -110,10 +144,25 @@ fn structured(line: &[u8], default: Level) -> Option<(Level, String, BTreeMap<St
         object.remove(key);
         Some(level)
     });
-    let fields = object
+    let mut fields: BTreeMap<_, _> = object
         .into_iter()
-        .map(|(name, value)| (clean(&name), value.to_string()));
-    Some((level.unwrap_or(default), message, fields.collect()))
+        .map(|(name, value)| (clean(&name), value.to_string()))
+        .collect();
+    leave_out_the_obvious(&mut fields, plugin);
+    Some((level.unwrap_or(default), message, fields))
+}
+
+/// Takes out what every record says anyway: when, and of which plugin.
+pub(super) fn leave_out_the_obvious(fields: &mut BTreeMap<String, String>, plugin: &str) {
+    for key in TIME_KEYS {
+        fields.remove(key);
+    }
+    if fields
+        .get("plugin")
+        .is_some_and(|named| bare(named) == plugin)
+    {
+        fields.remove("plugin");
+    }
 }
 
 fn level(value: &serde_json::Value) -> Option<Level> {
@@ -131,7 +180,7 @@ fn level(value: &serde_json::Value) -> Option<Level> {
 }
 
 /// Takes out control characters and the colour sequences of terminals.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
@@ -190,13 +239,23 @@ mod tests {
             (b"{\"not\": \"a message\"}", "{\"not\": \"a message\"}"),
             (b"{broken", "{broken"),
         ] {
-            let record = record(line, false, LogStream::Stdout, Generation(1)).expect("a record");
+            let record = record(line, false, LogStream::Stdout, Generation(1), "lamp");
+            let record = record.expect("a record");
             assert_eq!(
                 (record.message.as_str(), record.level),
                 (expected, Level::Info)
             );
         }
-        assert_eq!(record(b"\r", false, LogStream::Stdout, Generation(1)), None);
+        assert_eq!(
+            record(
+                b"\x1b[0m\r",
+                false,
+                LogStream::Stdout,
+                Generation(1),
+                "lamp"
+            ),
+            None
+        );
     }
 
     #[test]
@@ -207,7 +266,13 @@ mod tests {
             (r#"{"@level":"debug","@message":"c"}"#, "c", Level::Debug),
             (r#"{"level":"odd","msg":"d"}"#, "d", Level::Info),
         ] {
-            let record = record(line.as_bytes(), false, LogStream::Stdout, Generation(1));
+            let record = record(
+                line.as_bytes(),
+                false,
+                LogStream::Stdout,
+                Generation(1),
+                "lamp",
+            );
             let record = record.expect("a record");
             assert_eq!(
                 (record.message.as_str(), record.level),
@@ -217,7 +282,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_every_record_says_anyway_is_left_out() {
+        let line = br#"{"timestamp":"2026-01-31T12:00:00Z","ts":1,"time":2,"@timestamp":3,"plugin":"lamp",
+            "level":"info","message":"switched","room":"living room","id":7,"target":"lamp::bulb"}"#;
+        let told = |plugin: &str| {
+            let record = record(line, false, LogStream::Stderr, Generation(1), plugin);
+            record.expect("a record").text()
+        };
+        let text = "switched id=7 room=\"living room\" target=lamp::bulb";
+        assert_eq!(told("lamp"), text);
+        let foreign = "switched id=7 plugin=lamp room=\"living room\" target=lamp::bulb";
+        assert_eq!(told("other"), foreign, "another's name says something");
+    }
+
+    #[test]
+    fn simple_strings_are_shown_bare() {
+        for (json, expected) in [
+            ("\"a\"", "a"),
+            ("\"a b\"", "\"a b\""),
+            ("\"\"", "\"\""),
+            ("\"a=b\"", "\"a=b\""),
+            ("\"a\\n\"", "\"a\\n\""),
+            ("7", "7"),
+            ("[\"a\"]", "[\"a\"]"),
+        ] {
+            assert_eq!(bare(json), expected);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn pieces_of_long_lines_do_not_depend_on_how_the_bytes_arrive(
+            lengths in prop::collection::vec(0..3 * MAX_LINE_BYTES, 1..5),
+            size in 1..20_000_usize,
+        ) {
+            let mut bytes = Vec::new();
+            for length in lengths {
+                bytes.resize(bytes.len() + length, b'x');
+                bytes.push(b'\n');
+            }
+            let pieces: Vec<&[u8]> = bytes.chunks(size).collect();
+            prop_assert_eq!(split(&pieces), split(&[&bytes]));
+        }
+
         #[test]
         fn nothing_is_lost_however_the_bytes_arrive(
             bytes in prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..400),

@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) storage: BTreeMap<(String, String), StorageEntry>,
     pub(crate) revision: u64,
     pub(crate) insecure: bool,
+    /// A reload is refused.
+    pub(crate) bad_config: bool,
 }
 
 /// What all servers share.

@@ -12,7 +12,7 @@ use core_proto::v1::plugin_manager_watch_response::Item;
 use core_proto::v1::*;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::WatchStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Answers, EPOCH, Shared, World, ago, matches, operators_only, page, plugin, refusal};
 
@@ -35,6 +35,7 @@ impl World {
             reason: "exited".to_owned(),
             message: "exit code 3 after 2 s".to_owned(),
             requires: vec!["devices".to_owned()],
+            failures: 8,
             next_attempt_at: Some((std::time::SystemTime::now() + Duration::from_secs(250)).into()),
             last_exit: Some(LastExit {
                 code: Some(3),
@@ -61,6 +62,7 @@ impl World {
             storage: BTreeMap::new(),
             revision: 0,
             insecure: false,
+            bad_config: false,
         }
     }
 }
@@ -161,6 +163,9 @@ impl PluginManager for Shared {
         request: Request<PluginManagerStartRequest>,
     ) -> Result<Response<PluginManagerStartResponse>, Status> {
         let name = &request.get_ref().name;
+        if name == "lazy" {
+            std::future::pending::<()>().await;
+        }
         let plugin = self.change(&request, name, PluginState::Started, "ready")?;
         Ok(Response::new(PluginManagerStartResponse { plugin }))
     }
@@ -190,6 +195,56 @@ impl PluginManager for Shared {
         let name = &request.get_ref().name;
         let plugin = self.change(&request, name, PluginState::Started, "ready")?;
         Ok(Response::new(PluginManagerRestartResponse { plugin }))
+    }
+
+    async fn reload(
+        &self,
+        _request: Request<PluginManagerReloadRequest>,
+    ) -> Result<Response<PluginManagerReloadResponse>, Status> {
+        if self.world.lock().bad_config {
+            let problem = "core.toml:1:1: unknown key \"x\"";
+            return Err(refusal(
+                Code::FailedPrecondition,
+                "CONFIG_REFUSED",
+                problem,
+                &[],
+            ));
+        }
+        let change = |name: &str, kind: plugin_change::Kind, message: &str| PluginChange {
+            name: name.to_owned(),
+            kind: kind.into(),
+            message: message.to_owned(),
+        };
+        Ok(Response::new(PluginManagerReloadResponse {
+            changes: vec![
+                change("camera", plugin_change::Kind::Added, ""),
+                change("devices", plugin_change::Kind::Rejected, "port 2 is taken"),
+            ],
+            unchanged: 1,
+            needs_restart: vec!["listen.tcp".to_owned()],
+            warnings: Vec::new(),
+        }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<PluginManagerUpgradeRequest>,
+    ) -> Result<Response<PluginManagerUpgradeResponse>, Status> {
+        let asked = request.get_ref();
+        if !asked.path.starts_with('/') {
+            return Err(refusal(Code::InvalidArgument, "BAD_FIELD", "path", &[]));
+        }
+        if asked.path.ends_with("bad") {
+            let why = "the new version failed; the one before runs again";
+            return Err(refusal(
+                Code::FailedPrecondition,
+                "UPGRADE_ROLLED_BACK",
+                why,
+                &[],
+            ));
+        }
+        let plugin = self.change(&request, &asked.name, PluginState::Started, "ready")?;
+        Ok(Response::new(PluginManagerUpgradeResponse { plugin }))
     }
 
     async fn start_all(
@@ -252,6 +307,34 @@ impl PluginManager for Shared {
             tokio_stream::iter(items.into_iter().map(answer).collect::<Vec<_>>())
         });
         Ok(Response::new(Box::pin(flatten(answers))))
+    }
+
+    async fn push_logs(
+        &self,
+        _: Request<Streaming<PluginManagerPushLogsRequest>>,
+    ) -> Result<Response<PluginManagerPushLogsResponse>, Status> {
+        Err(Status::unimplemented("operators push no lines"))
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<PluginManagerSetLogLevelRequest>,
+    ) -> Result<Response<PluginManagerSetLogLevelResponse>, Status> {
+        operators_only(&request)?;
+        let request = request.into_inner();
+        self.find(&request.name)?;
+        if request.level.as_deref() == Some("loud") {
+            let message = "`level` is not valid: \"loud\" is none of off, error, warn";
+            let facts = [("field", "level")];
+            return Err(refusal(Code::InvalidArgument, "BAD_FIELD", message, &facts));
+        }
+        let mut world = self.world.lock();
+        let info = world.plugins.get_mut(&request.name).expect("found above");
+        if let Some(level) = request.level {
+            info.log_level = level;
+        }
+        let level = info.log_level.clone();
+        Ok(Response::new(PluginManagerSetLogLevelResponse { level }))
     }
 
     async fn logs(
@@ -481,6 +564,7 @@ impl Introspection for Shared {
             storage: "sqlite".to_owned(),
             storage_path: "/var/lib/core/runtime.db".to_owned(),
             limits: Vec::new(),
+            orphan_layers: Vec::new(),
         }))
     }
 

@@ -70,6 +70,11 @@ fn step(method: &Method) -> TokenStream {
             let body = invoke(method, &[]);
             quote!(builder.task(#name, move |ctx: ::plugin_sdk::Ctx| #body))
         }
+        Role::Config => {
+            let body = invoke(method, &[quote!(config)]);
+            let ty = method.arguments.first().map(|argument| &argument.ty);
+            quote!(builder.on_config(move |ctx: ::plugin_sdk::Ctx, config: #ty| #body))
+        }
         Role::Hook(hook) => {
             let body = invoke(method, &[]);
             quote!(builder.#hook(move |ctx: ::plugin_sdk::Ctx| #body))

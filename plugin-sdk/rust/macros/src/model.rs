@@ -12,7 +12,7 @@ use syn::{
 };
 
 /// The attributes that a method may bear.
-const ROLES: [&str; 7] = [
+const ROLES: [&str; 8] = [
     "service",
     "on",
     "task",
@@ -20,6 +20,7 @@ const ROLES: [&str; 7] = [
     "on_start",
     "on_stop",
     "on_unload",
+    "on_config",
 ];
 
 pub(crate) struct Model {
@@ -56,6 +57,8 @@ pub(crate) enum Role {
     Task,
     /// Name of the builder's method.
     Hook(Ident),
+    /// `on_config`.
+    Config,
 }
 
 /// How the handler takes its context.
@@ -295,6 +298,12 @@ impl Method {
                     return Err(Error::new_spanned(second, text));
                 }
             }
+            Role::Config => {
+                if self.arguments.len() != 1 {
+                    let text = "on_config takes `&Ctx`, if it wants, and the new configuration";
+                    return Err(Error::new(self.name.span(), text));
+                }
+            }
             Role::Task | Role::Hook(_) => {
                 if let Some(first) = at(0) {
                     let text = "a task or hook takes `&Ctx` and nothing else";
@@ -384,6 +393,7 @@ impl Role {
                 })?;
                 Ok(match name {
                     "task" => Self::Task,
+                    "on_config" => Self::Config,
                     _ => Self::Hook(role.clone()),
                 })
             }

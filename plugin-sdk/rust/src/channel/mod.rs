@@ -33,8 +33,9 @@ use self::outbox::Outbox;
 use self::requests::Requests;
 use crate::client::Connection;
 use crate::context::Scope;
-use crate::error::{Error, Result};
+use crate::error::{Error, RESTART_NEEDED, Result};
 use crate::lifecycle;
+use crate::logging;
 use crate::run::{Run, Session};
 
 /// The core answers `Hello` at once; a silent one is given up after this.
@@ -107,6 +108,9 @@ pub(crate) async fn open(connection: Connection, hello: Hello) -> Result<Channel
 pub(crate) fn hello(run_name: &str, instance: &[u8; 16], plugin: &crate::Plugin) -> Hello {
     let definition = &plugin.definition;
     let services = &definition.services;
+    let live = !definition.hooks.on_config.is_empty();
+    let features = std::iter::once(contract::FEATURE_HEARTBEAT)
+        .chain(live.then_some(contract::FEATURE_LIVE_CONFIG));
     Hello {
         wire_version_min: contract::WIRE_VERSION_MIN,
         wire_version_max: contract::WIRE_VERSION_MAX,
@@ -115,7 +119,7 @@ pub(crate) fn hello(run_name: &str, instance: &[u8; 16], plugin: &crate::Plugin)
         description: definition.description.clone(),
         sdk_name: "plugin-sdk-rust".to_owned(),
         sdk_version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec![contract::FEATURE_HEARTBEAT.to_owned()],
+        features: features.map(str::to_owned).collect(),
         ready: false,
         services: services
             .iter()
@@ -154,12 +158,15 @@ impl Channel {
             requests: Requests::new(Arc::clone(&run.publish_failures)),
             unary: self.connection,
         });
+        // The operator's wish, if one stands, is the next frame.
+        logging::set_level("");
         run.attach(Arc::clone(&session));
         let end = Dispatch {
             calls: Calls::new(Arc::clone(run), Arc::clone(&self.outbox)),
             run: Arc::clone(run),
             session: Arc::clone(&session),
             step: None,
+            config: ConfigChange::None,
         }
         .run(self.inbound, stop)
         .await;
@@ -173,6 +180,16 @@ struct Dispatch {
     session: Arc<Session>,
     calls: Calls,
     step: Option<(Step, Working)>,
+    config: ConfigChange,
+}
+
+/// A changed configuration on its way to the plugin. A newer one takes its place.
+enum ConfigChange {
+    None,
+    /// A hook is running: it comes after it, so that nothing is changed under `on_load`.
+    Waiting(v1::ConfigChanged),
+    /// Its revision, and the plugin's work with it.
+    Working(u64, Working),
 }
 
 impl Dispatch {
@@ -189,6 +206,14 @@ impl Dispatch {
                     if let Some(end) = self.conclude(step, result) {
                         break end;
                     }
+                    if let ConfigChange::Waiting(change) = &mut self.config {
+                        let change = std::mem::take(change);
+                        self.reconfigure(change);
+                    }
+                }
+                (revision, result) = reconfigured(&mut self.config) => {
+                    self.config = ConfigChange::None;
+                    self.tell_config(revision, result);
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -221,6 +246,8 @@ impl Dispatch {
                 let (name, available) = (&change.name, change.available);
                 tracing::info!(dependency = %name, available, "a dependency changed");
             }
+            Some(FromCore::ConfigChanged(change)) => self.reconfigure(change),
+            Some(FromCore::LogLevel(wish)) => logging::set_level(&wish.level),
             // A second Welcome means nothing; a kind that is unknown is ignored (law 2).
             Some(FromCore::Welcome(_)) | None => {}
         }
@@ -240,6 +267,38 @@ impl Dispatch {
         self.begin(Step::Asked { hook, hook_id }, time);
     }
 
+    fn reconfigure(&mut self, change: v1::ConfigChanged) {
+        if self.step.is_some() {
+            self.config = ConfigChange::Waiting(change);
+            return;
+        }
+        let run = Arc::clone(&self.run);
+        let work = in_task(async move { lifecycle::reconfigure(&run, change.config).await });
+        self.config = ConfigChange::Working(change.revision, work);
+    }
+
+    /// Tells the core what became of a changed configuration.
+    fn tell_config(&self, revision: u64, result: Result<()>) {
+        use v1::config_result::Outcome;
+        let (outcome, text) = match &result {
+            Ok(()) => (Outcome::Applied, String::new()),
+            Err(error) if error.is(RESTART_NEEDED) => {
+                (Outcome::RestartNeeded, error.message().to_owned())
+            }
+            Err(error) => (Outcome::Rejected, error.message().to_owned()),
+        };
+        match &result {
+            Ok(()) => tracing::info!(revision, "the configuration changed"),
+            Err(error) => tracing::warn!(revision, %error, "a changed configuration was not taken"),
+        }
+        let told = v1::ConfigResult {
+            revision,
+            outcome: outcome.into(),
+            text,
+        };
+        self.session.outbox.push_now(ToCore::ConfigResult(told));
+    }
+
     /// Takes a step; one that is under way is dropped.
     fn begin(&mut self, step: Step, time: Duration) {
         let run = Arc::clone(&self.run);
@@ -248,8 +307,7 @@ impl Dispatch {
             Step::OwnEnd => Scope::none(),
         };
         let drained = self.calls.drained();
-        // In a task of its own: an author's hook that blocks must not hold up the reader.
-        let work = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        let work = in_task(async move {
             match step {
                 Step::Asked { hook, .. } => match hook {
                     Hook::Load => lifecycle::load(&run, scope).await,
@@ -267,12 +325,8 @@ impl Dispatch {
                     timeout(DRAIN + time, end).await.unwrap_or_else(late)
                 }
             }
-        }));
-        let work = async move {
-            let joined = work.await;
-            joined.unwrap_or_else(|_| Err(Error::internal("the hook's task failed")))
-        };
-        self.step = Some((step, Box::pin(work)));
+        });
+        self.step = Some((step, work));
     }
 
     /// Tells the core how a step ended; some ends are the end of the channel too.
@@ -310,6 +364,22 @@ impl Dispatch {
             (_, Err(error)) if error.reason() == "BAD_CONFIG" => Some(End::BadConfig(error)),
             _ => None,
         }
+    }
+}
+
+/// In a task of its own: an author's hook that blocks must not hold up the reader. Dropping it aborts it.
+fn in_task(work: impl Future<Output = Result<()>> + Send + 'static) -> Working {
+    let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work));
+    Box::pin(async move {
+        let joined = task.await;
+        joined.unwrap_or_else(|_| Err(Error::internal("the hook's task failed")))
+    })
+}
+
+async fn reconfigured(change: &mut ConfigChange) -> (u64, Result<()>) {
+    match change {
+        ConfigChange::Working(revision, working) => (*revision, working.await),
+        ConfigChange::None | ConfigChange::Waiting(_) => std::future::pending().await,
     }
 }
 

@@ -373,7 +373,7 @@ impl Ctx {
     /// # Errors
     /// `FAILED_PRECONDITION` `BAD_CONFIG` with the path at which it did not fit.
     pub fn config<C: DeserializeOwned>(&self) -> Result<C> {
-        plugin::read_config(&self.run.config)
+        plugin::read_config(&self.run.config())
     }
 
     // ---- time and tasks

@@ -3,7 +3,7 @@
 //!
 //! | what happened | child | remote | embedded |
 //! |---|---|---|---|
-//! | channel lost, core absent | try again with full jitter up to 5 s; after 10 s exit 75 | up to 30 s, for ever | up to 5 s; after 10 s an error |
+//! | channel lost, core absent | try again with full jitter up to 5 s; after 10 s exit 75, unless the process that started it still lives | up to 30 s, for ever | up to 5 s; after 10 s an error |
 //! | not wanted, back-off, another copy is connected | wait as long as the core says | the same | the same |
 //! | credential, version or `Hello` refused | exit 77 or 76 | log it, try every 30 s | an error |
 //! | configuration does not fit | exit 78 | log it, go on | the same |
@@ -31,14 +31,15 @@ use crate::client::Connection;
 use crate::context::Scope;
 use crate::error::{Code, Error, Result};
 use crate::lifecycle;
+use crate::logging;
 use crate::plugin::{IntoPlugin, Plugin};
 use crate::run::{Beginning, Position, Run};
 
 pub use process::main;
 pub use settings::{Settings, SettingsError};
 
-/// A child without a channel for so long is an orphan: it ends itself, whatever
-/// became of its core.
+/// A child without a channel for so long is an orphan and ends itself, unless the core that started it
+/// is still there: one that is stopped or overloaded must not lose its children.
 const ORPHANED: Duration = Duration::from_secs(10);
 /// Longest wait between tries next to the core, and from far away.
 const LONGEST_WAIT_NEAR: Duration = Duration::from_secs(5);
@@ -82,6 +83,8 @@ struct Host {
     /// Where each declared subscription has come to, over all runs.
     positions: Vec<Position>,
     publish_failures: Arc<AtomicU64>,
+    /// Who started this process.
+    parent: u32,
     run: Option<Arc<Run>>,
 }
 
@@ -103,6 +106,7 @@ impl Host {
             settings,
             instance: rand::random(),
             publish_failures: Arc::default(),
+            parent: std::os::unix::process::parent_id(),
             run: None,
         }
     }
@@ -144,9 +148,10 @@ impl Host {
             // A child's last try comes when its time is over, not a whole wait later.
             let wait = match self.settings.kind {
                 Kind::Remote => wait,
-                Kind::Child | Kind::Embedded => {
-                    wait.min((alone_since + ORPHANED).saturating_duration_since(Instant::now()))
-                }
+                Kind::Child | Kind::Embedded => wait.min(
+                    self.last_try(alone_since)
+                        .saturating_duration_since(Instant::now()),
+                ),
             };
             if stop
                 .run_until_cancelled(tokio::time::sleep(wait))
@@ -159,12 +164,27 @@ impl Host {
         }
     }
 
+    /// When a child or embedded plugin tries for the last time, as far as can be said now.
+    fn last_try(&self, alone_since: Instant) -> Instant {
+        let last = alone_since + ORPHANED;
+        if self.may_end(Duration::MAX) {
+            return last;
+        }
+        last.max(Instant::now() + LONGEST_WAIT_NEAR)
+    }
+
+    /// Whether so long without a channel is the end.
+    fn may_end(&self, alone_for: Duration) -> bool {
+        let parent_lives = std::os::unix::process::parent_id() == self.parent;
+        is_orphan(self.settings.kind, alone_for, parent_lives)
+    }
+
     /// A child's or embedded plugin's try ends with its time.
     async fn open_in_time(&self, alone_since: Instant) -> Result<Channel> {
         if self.settings.kind == Kind::Remote {
             return self.open().await;
         }
-        let opened = tokio::time::timeout_at(alone_since + ORPHANED, self.open()).await;
+        let opened = tokio::time::timeout_at(self.last_try(alone_since), self.open()).await;
         opened.unwrap_or_else(|_| Err(Error::channel_lost(crate::Outcome::NotApplied)))
     }
 
@@ -249,6 +269,13 @@ impl Host {
             publish_failures: Arc::clone(&self.publish_failures),
             is_child: self.settings.kind == Kind::Child,
         });
+        if self.settings.kind == Kind::Remote
+            && let Some(backlog) = logging::backlog()
+        {
+            let send = backlog.send(run.streams.clone().with_run(&run.id));
+            let ended = run.ended.clone();
+            tokio::spawn(async move { ended.run_until_cancelled_owned(send).await });
+        }
         self.run = Some(Arc::clone(&run));
         Ok(run)
     }
@@ -283,7 +310,7 @@ impl Host {
         if alone && !mends_itself {
             return Next::End(Ending::Refused(error));
         }
-        if alone && alone_since.elapsed() >= ORPHANED {
+        if self.may_end(alone_since.elapsed()) {
             return Next::End(Ending::NoChannel(error));
         }
         let asks_for_patience = ["NOT_WANTED", "BACKOFF", "ALREADY_CONNECTED"]
@@ -334,6 +361,15 @@ async fn end(run: &Arc<Run>) {
     run.end();
 }
 
+fn is_orphan(kind: Kind, alone_for: Duration, parent_lives: bool) -> bool {
+    alone_for >= ORPHANED
+        && match kind {
+            Kind::Child => !parent_lives,
+            Kind::Embedded => true,
+            Kind::Remote => false,
+        }
+}
+
 /// Trying again will not help until somebody changes something.
 fn is_permanent(error: &Error) -> bool {
     matches!(
@@ -347,6 +383,24 @@ fn is_permanent(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_is_an_orphan_once_its_parent_is_gone_for_good() {
+        let long = ORPHANED;
+        let short = ORPHANED - Duration::from_millis(1);
+        for (kind, alone_for, parent_lives, orphan) in [
+            (Kind::Child, long, false, true),
+            (Kind::Child, long, true, false),
+            (Kind::Child, short, false, false),
+            (Kind::Child, Duration::from_secs(3_600), true, false),
+            (Kind::Embedded, long, true, true),
+            (Kind::Embedded, short, true, false),
+            (Kind::Remote, Duration::MAX, false, false),
+        ] {
+            let said = is_orphan(kind, alone_for, parent_lives);
+            assert_eq!(said, orphan, "{kind:?} {alone_for:?} {parent_lives}");
+        }
+    }
 
     #[test]
     fn only_people_can_cure_a_wrong_credential_or_version() {

@@ -20,6 +20,10 @@ mod exit {
     pub(super) const CONFIGURATION: u8 = 78;
 }
 
+/// Once the core is gone nobody else ends this process: whatever hangs then, this ends it. Longer than
+/// the hooks may take, and sooner than the 11 s in which no child of a dead core may be left.
+const END_WITHOUT_CORE: Duration = Duration::from_secs(8);
+
 /// Worker threads that still block when the plugin has ended are left behind after this.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 
@@ -90,7 +94,8 @@ fn end_on_signals(stop: &CancellationToken) {
 }
 
 /// The core holds the other end of a child's standard input: its end is the core's end. A thread of its
-/// own, because a blocking read cannot be cancelled and must not hold up the runtime's end.
+/// own, because a blocking read cannot be cancelled and must not hold up the runtime's end; and because
+/// a hook that blocks the runtime's threads must not hold up the process's.
 fn end_with_stdin(stop: CancellationToken) {
     let wait = move || {
         let mut buffer = [0; 256];
@@ -104,6 +109,10 @@ fn end_with_stdin(stop: CancellationToken) {
             }
         }
         stop.cancel();
+        std::thread::sleep(END_WITHOUT_CORE);
+        tracing::error!("the core is gone and this plugin does not end by itself");
+        #[expect(clippy::exit, reason = "what would return to main hangs")]
+        std::process::exit(i32::from(exit::TEMPORARY));
     };
     let spawned = std::thread::Builder::new()
         .name("stdin".to_owned())

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use core_proto::contract;
 use core_proto::v1::core_message::Message as ToPlugin;
 use core_proto::v1::run_hook::Hook;
 use core_proto::v1::{self, CoreMessage};
@@ -24,6 +25,8 @@ use crate::error::{Error, Origin, Outcome, Result};
 /// Whose events, calls and writes the test's own are.
 pub(super) const TESTER: &str = "operator";
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// As of the real core.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) type Stub = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Result<Bytes>> + Send + Sync>;
@@ -66,6 +69,7 @@ pub(super) struct Desk {
     pub(super) run: String,
     pub(super) generation: u64,
     pub(super) config: Bytes,
+    pub(super) config_revision: u64,
     pub(super) services: HashMap<String, v1::ServiceDescription>,
     pub(super) stubs: HashMap<String, Stub>,
     pub(super) hellos: Vec<v1::Hello>,
@@ -97,6 +101,7 @@ pub(super) struct Waiting {
     calls: HashMap<u64, oneshot::Sender<v1::CallResponse>>,
     hooks: HashMap<u64, oneshot::Sender<v1::HookDone>>,
     pings: HashMap<u64, oneshot::Sender<()>>,
+    configs: HashMap<u64, oneshot::Sender<v1::ConfigResult>>,
 }
 
 impl Link {
@@ -272,6 +277,58 @@ impl Core {
         // A superseded hook has no waiter any more.
         if let Some(waiter) = waiter {
             waiter.send(done).ok();
+        }
+    }
+
+    /// Sends a changed configuration and waits for what the plugin says to it.
+    pub(super) async fn change_config(&self, config: Bytes) -> Result<()> {
+        use v1::config_result::Outcome as Verdict;
+        let link = self.live_link().await?;
+        let revision = {
+            let mut desk = self.desk.lock();
+            let hello = desk.hellos.last();
+            let live = |hello: &v1::Hello| {
+                let mut features = hello.features.iter();
+                features.any(|feature| feature == contract::FEATURE_LIVE_CONFIG)
+            };
+            if !hello.is_some_and(live) {
+                let text = "the plugin has no on_config: a core restarts it";
+                return Err(Error::restart_needed(text));
+            }
+            desk.config_revision = desk.config_revision.max(1) + 1;
+            desk.config_revision
+        };
+        let done = link.wait_for(revision, |waiting| &mut waiting.configs);
+        link.send(ToPlugin::ConfigChanged(v1::ConfigChanged {
+            revision,
+            config: config.clone(),
+        }))
+        .await;
+        let late = |_| Error::restart_needed("the plugin did not answer in time");
+        let done = timeout(CONFIG_TIMEOUT, done).await.map_err(late)?;
+        let result = done.map_err(|_| Error::channel_lost(Outcome::Unknown))?;
+        match result.outcome() {
+            Verdict::Applied => {
+                self.desk.lock().config = config;
+                Ok(())
+            }
+            Verdict::Rejected => {
+                Err(Error::failed_precondition(result.text).with_reason("CONFIG_REJECTED"))
+            }
+            Verdict::RestartNeeded | Verdict::Unspecified => {
+                Err(Error::restart_needed(result.text))
+            }
+        }
+    }
+
+    pub(super) fn config_done(link: &Link, result: v1::ConfigResult) {
+        let mut waiting = link.waiting.lock();
+        let waiter = waiting
+            .as_mut()
+            .and_then(|waiting| waiting.configs.remove(&result.revision));
+        if let Some(waiter) = waiter {
+            // Whoever asked may have given up.
+            waiter.send(result).ok();
         }
     }
 

@@ -285,6 +285,17 @@ impl TestRuntime {
         self.core.hook(Hook::Load).await
     }
 
+    /// Changes the plugin's configuration while it runs, as a core does after a reload. `Ok`: the plugin
+    /// took it.
+    ///
+    /// # Errors
+    /// `CONFIG_REJECTED` with the plugin's text; `RESTART_NEEDED` when it asked for a restart, has no
+    /// `on_config`, or did not answer within 5 s. A core would restart it then; this one does not.
+    pub async fn change_config(&self, config: &impl Serialize) -> Result<()> {
+        let config = arguments::encode_json(config)?;
+        self.core.change_config(config).await
+    }
+
     // ---- calls and events
 
     /// Calls a service of the plugin (or a stub) as the operator.

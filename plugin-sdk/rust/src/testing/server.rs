@@ -378,7 +378,7 @@ fn welcome(core: &Core, hello: v1::Hello) -> (v1::Welcome, bool) {
         wire_version: contract::WIRE_VERSION_MAX,
         features: hello.features,
         config: desk.config.clone(),
-        config_revision: 1,
+        config_revision: desk.config_revision.max(1),
         refused: Vec::new(),
         limits: Some(v1::ChannelLimits {
             max_message_bytes: contract::MAX_MESSAGE_BYTES as u64,
@@ -398,6 +398,7 @@ async fn read(core: Arc<Core>, link: Arc<Link>, mut inbound: Streaming<v1::Plugi
             Some(FromPlugin::CallResponse(response)) => core.answered(&link, response),
             Some(FromPlugin::HookDone(done)) => Core::hook_done(&link, done),
             Some(FromPlugin::Pong(pong)) => Core::pong(&link, pong),
+            Some(FromPlugin::ConfigResult(result)) => Core::config_done(&link, result),
             Some(FromPlugin::Health(health)) => core.desk.lock().health.push(health),
             Some(FromPlugin::Request(request)) => {
                 take_request(&core, &link, &running, request).await;

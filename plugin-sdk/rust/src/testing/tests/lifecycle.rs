@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -261,6 +262,96 @@ async fn the_configuration_is_checked_before_the_first_hook() {
     let error = error.expect_err("no number");
     assert_eq!(error.reason(), "BAD_CONFIG");
     assert_eq!(error.metadata("field"), Some("port"));
+}
+
+struct Live;
+
+#[plugin(name = "live", config = LampConfig)]
+impl Live {
+    #[on_config]
+    async fn changed(&self, ctx: &Ctx, config: LampConfig) -> Result {
+        let before = ctx.config::<LampConfig>()?.port;
+        match config.port {
+            1 => Err(Error::failed_precondition("port 1 is taken")),
+            2 => Err(Error::restart_needed("the socket stays open")),
+            port => ctx.storage().set("ports", &[before, port]).await.map(drop),
+        }
+    }
+
+    #[service]
+    async fn port(&self, ctx: &Ctx) -> Result<u16> {
+        Ok(ctx.config::<LampConfig>()?.port)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_configuration_is_taken_rejected_or_wants_a_restart() {
+    let core = TestRuntime::start_with_config(Live, &json!({ "port": 80 })).await;
+    let core = core.expect("started");
+    let port = async || core.call::<u16>("live.port", &()).await.expect("a port");
+    core.change_config(&json!({ "port": 81 }))
+        .await
+        .expect("taken");
+    assert_eq!(core.stored("live", "ports"), Some(json!([80, 81])));
+    assert_eq!(port().await, 81);
+    for (config, reason, text) in [
+        (json!({ "port": 1 }), "CONFIG_REJECTED", "port 1 is taken"),
+        (
+            json!({ "port": 2 }),
+            "RESTART_NEEDED",
+            "the socket stays open",
+        ),
+        (json!({ "port": "x" }), "CONFIG_REJECTED", "port"),
+    ] {
+        let error = core.change_config(&config).await.expect_err("not taken");
+        assert_eq!(error.reason(), reason, "{error}");
+        assert!(error.message().contains(text), "{error}");
+        assert_eq!(port().await, 81, "the old one stays in force");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_hook_for_it_the_feature_is_not_announced() {
+    let plugin = Plugin::builder("plain").config::<LampConfig>();
+    let core = TestRuntime::start_with_config(plugin, &json!({ "port": 80 })).await;
+    let core = core.expect("started");
+    let error = core.change_config(&json!({ "port": 81 })).await;
+    assert_eq!(error.expect_err("no hook").reason(), "RESTART_NEEDED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_comes_during_on_load_is_taken_after_it() {
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (inside, wait) = (Arc::clone(&entered), Arc::clone(&go));
+    let (at_load, at_change) = (Arc::clone(&seen), Arc::clone(&seen));
+    let plugin = Plugin::builder("slow")
+        .on_load(move |ctx| {
+            let (inside, wait, seen) = (inside.clone(), wait.clone(), at_load.clone());
+            async move {
+                inside.notify_one();
+                wait.notified().await;
+                seen.lock().push(ctx.config::<LampConfig>()?.port);
+                Ok(())
+            }
+        })
+        .on_config(move |_, config: LampConfig| {
+            let seen = at_change.clone();
+            async move {
+                seen.lock().push(config.port);
+                Ok(())
+            }
+        });
+    let core = TestRuntime::connect(plugin, &json!({ "port": 80 })).expect("good");
+    entered.notified().await;
+    let changed = json!({ "port": 81 });
+    let change = core.change_config(&changed);
+    let (changed, ()) = tokio::join!(change, async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        go.notify_one();
+    });
+    changed.expect("taken");
+    assert_eq!(*seen.lock(), [80, 81]);
 }
 
 #[tokio::test(start_paused = true)]

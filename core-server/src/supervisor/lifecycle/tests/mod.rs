@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+mod ends;
+
 use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
 use crate::channel::{Gate, Hook};
+use crate::plugin_manager::RestartMode;
 
 fn settings(origin: Origin) -> Settings {
     Settings {
@@ -17,6 +20,7 @@ fn settings(origin: Origin) -> Settings {
 }
 
 /// A machine and its clock.
+#[derive(Clone)]
 struct Play {
     state: State,
     now: Instant,
@@ -324,6 +328,18 @@ fn final_ends_are_not_retried_until_somebody_asks() {
     play.feed(Event::Incompatible("update the core".to_owned()))
         .run(exit(0));
     play.expect(PluginState::Unloaded, Phase::Incompatible);
+    let mut other = Play::new(Origin::Hosted, PluginState::Started);
+    other
+        .feed(Event::Slot)
+        .run(RunEvent::Spawned)
+        .run(RunEvent::IdentityRefused("another user".to_owned()))
+        .run(exit(77));
+    other.expect(PluginState::Unloaded, Phase::Incompatible);
+    assert_eq!(
+        other.state.explain(),
+        ("identity", "another user".to_owned())
+    );
+    assert_eq!(other.state.next_deadline(), None);
     play.feed(Event::Request(Request::Start))
         .expect(PluginState::Unloaded, Phase::Spawning);
 }
@@ -402,7 +418,7 @@ fn time_is_extended_in_steps_of_thirty_seconds_and_five_minutes_in_all() {
         }
     }
     let lived = play.now - begin;
-    assert!((320..=340).contains(&lived.as_secs()), "{lived:?}");
+    assert_eq!(lived, Duration::from_secs(300), "the first 30 s included");
 }
 
 #[test]
@@ -434,6 +450,92 @@ fn a_dependencys_return_skips_the_wait_and_resets_the_count() {
     play.feed(Event::Dependencies(None))
         .expect(PluginState::Unloaded, Phase::Spawning);
     assert_eq!(play.state.failures(), 0);
+}
+
+#[test]
+fn a_change_skips_every_wait_but_a_finished_task_and_counts_from_zero() {
+    let lasting = |lasting| RunEvent::SpawnFailed {
+        lasting,
+        message: "no such file".to_owned(),
+    };
+    let policy = |mode, give_up| RestartPolicy {
+        mode,
+        give_up,
+        max_failures: 2,
+        ..RestartPolicy::default()
+    };
+    use RestartMode::{Always, Never, OnFailure};
+    for (policy, ends, phase, retried) in [
+        (policy(Always, false), vec![exit(1)], Phase::Backoff, true),
+        (
+            policy(Always, false),
+            vec![exit(1); 2],
+            Phase::CrashLoop,
+            true,
+        ),
+        (policy(Always, true), vec![exit(1); 2], Phase::GivenUp, true),
+        (policy(Never, false), vec![exit(1)], Phase::GivenUp, true),
+        (
+            policy(Always, false),
+            vec![exit(78)],
+            Phase::ConfigError,
+            true,
+        ),
+        (
+            policy(Always, false),
+            vec![lasting(true)],
+            Phase::ConfigError,
+            true,
+        ),
+        (
+            policy(OnFailure, false),
+            vec![exit(0)],
+            Phase::Completed,
+            false,
+        ),
+    ] {
+        let mut play = Play::new(Origin::Hosted, PluginState::Started);
+        play.state = State::new(
+            Settings {
+                restart: policy,
+                ..settings(Origin::Hosted)
+            },
+            PluginState::Started,
+            7,
+            play.now,
+        );
+        play.feed(Event::Dependencies(None));
+        for end in ends {
+            if !play.state.wants_slot() {
+                play.wait();
+            }
+            play.feed(Event::Slot);
+            play.now += Duration::from_secs(10);
+            play.run(end);
+        }
+        play.expect(PluginState::Unloaded, phase);
+        // The return of a dependency cures what waits, and nothing that is final.
+        let mut other = Play {
+            state: play.state.clone(),
+            now: play.now,
+            out: Vec::new(),
+        };
+        other.feed(Event::DependencyReady);
+        let waits = matches!(phase, Phase::Backoff | Phase::CrashLoop);
+        assert_eq!(other.state.wants_slot(), waits, "{phase:?}");
+        play.feed(Event::Changed);
+        assert_eq!(play.state.wants_slot(), retried, "{phase:?}");
+        assert_eq!(play.state.failures(), 0);
+    }
+}
+
+#[test]
+fn a_change_during_the_end_of_a_run_is_not_lost() {
+    let mut play = Play::started(Origin::Hosted);
+    play.run(RunEvent::Bye("enough".to_owned()));
+    play.expect(PluginState::Unloaded, Phase::Unloading);
+    play.feed(Event::Changed).run(exit(78));
+    play.expect(PluginState::Unloaded, Phase::Spawning);
 }
 
 #[test]
@@ -553,6 +655,121 @@ fn missed_heartbeats_degrade_and_a_pong_clears() {
 }
 
 #[test]
+fn a_lifeless_run_is_ended_and_counted_with_its_reason() {
+    for (how, reason, message) in [
+        (
+            Lifeless::Silent(Duration::from_secs(15)),
+            "silent",
+            "nothing was heard of it for 15 s",
+        ),
+        (
+            Lifeless::Unresponsive(Duration::from_secs(60)),
+            "unresponsive",
+            "it answered no ping for 60 s",
+        ),
+    ] {
+        let mut play = Play::started(Origin::Hosted);
+        play.run(RunEvent::Heartbeat { missed: true });
+        play.take();
+        play.run(RunEvent::Lifeless(how));
+        // A stopped process is continued by it, and heeds it or is killed.
+        let out = play.take();
+        assert!(out.contains(&Action::EndRun) && out.contains(&Action::Terminate));
+        assert_eq!(play.wait(), Duration::from_secs(2));
+        assert_eq!(play.take(), [Action::Kill]);
+        play.run(RunEvent::Exited(Exit {
+            signal: Some(9),
+            ..Exit::default()
+        }));
+        play.expect(PluginState::Unloaded, Phase::Backoff);
+        assert_eq!(play.state.explain(), (reason, message.to_owned()));
+        assert_eq!(play.state.failures(), 1);
+        let exit = play.state.last_exit().expect("reported");
+        assert!(exit.forced);
+        assert_eq!(exit.message, message);
+        assert!(play.take().contains(&Action::Announce(Topic::Crashed)));
+    }
+    // Where its end was asked for anyway, it is no failure.
+    let mut play = Play::started(Origin::Hosted);
+    play.feed(Event::Request(Request::Unload))
+        .run(RunEvent::Lifeless(Lifeless::Silent(Duration::from_secs(
+            15,
+        ))))
+        .run(exit(0));
+    play.expect(PluginState::Unloaded, Phase::Idle);
+    assert_eq!(play.state.failures(), 0);
+}
+
+#[test]
+fn the_cores_own_lateness_moves_every_deadline_of_a_run() {
+    let late = Duration::from_secs(3_600);
+    type Begin = fn() -> Play;
+    let stages: [(&str, Begin); 6] = [
+        ("connecting", || {
+            let mut play = Play::new(Origin::Hosted, PluginState::Started);
+            play.feed(Event::Slot).run(RunEvent::Spawned);
+            play
+        }),
+        ("loading", || {
+            let mut play = Play::new(Origin::Hosted, PluginState::Started);
+            play.open();
+            play
+        }),
+        ("suspended", || {
+            let mut play = Play::started(Origin::Remote);
+            play.run(RunEvent::ChannelLost);
+            play
+        }),
+        ("draining", || {
+            let mut play = Play::started(Origin::Hosted);
+            play.feed(Event::Request(Request::Unload));
+            play
+        }),
+        ("stopping", || {
+            let mut play = Play::started(Origin::Hosted);
+            play.feed(Event::Request(Request::Unload))
+                .run(RunEvent::Drained);
+            play
+        }),
+        ("ending", || {
+            let mut play = Play::started(Origin::Hosted);
+            play.run(RunEvent::Bye("enough".to_owned()));
+            play
+        }),
+    ];
+    for (stage, begin) in stages {
+        let mut play = begin();
+        let before = play.state.next_deadline().expect("a deadline");
+        let phase = play.state.phase();
+        play.take();
+        play.now += late;
+        play.feed(Event::Late(late)).feed(Event::Tick);
+        assert_eq!(play.state.next_deadline(), Some(before + late), "{stage}");
+        assert_eq!(
+            (play.state.phase(), play.take()),
+            (phase, vec![]),
+            "{stage}"
+        );
+    }
+    // The try that is due is made: it harms nobody.
+    let mut play = Play::started(Origin::Hosted);
+    play.run(exit(1));
+    play.now += late;
+    play.feed(Event::Late(late)).feed(Event::Tick);
+    play.expect(PluginState::Unloaded, Phase::Spawning);
+    // The end of the core is bounded by the clock.
+    let mut play = Play::started(Origin::Hosted);
+    play.feed(Event::Shutdown(Budget {
+        drain: Duration::from_secs(1),
+        hooks: Duration::from_secs(1),
+        term: Duration::from_secs(1),
+    }));
+    let before = play.state.next_deadline();
+    play.feed(Event::Late(late));
+    assert_eq!(play.state.next_deadline(), before);
+}
+
+#[test]
 fn shutdown_ends_everything_within_its_budget_and_nothing_begins_after_it() {
     let ms = Duration::from_millis;
     let budget = Budget {
@@ -610,6 +827,432 @@ fn the_documented_table_is_the_table_in_the_code() {
     }
 }
 
+// ---- the fault table, with the default numbers
+
+impl Play {
+    /// From waiting for a slot to ready.
+    fn start(&mut self) -> &mut Self {
+        self.open().hook(Ok(())).hook(Ok(()));
+        self.expect(PluginState::Started, Phase::Ready);
+        self
+    }
+
+    /// Waits for the next try; how long it took.
+    fn retry(&mut self) -> Duration {
+        let waited = self.wait();
+        assert!(self.state.wants_slot(), "{:?}", self.state.phase());
+        waited
+    }
+}
+
+/// Row 03: crash on start, for ever.
+#[test]
+fn a_crash_on_start_trips_after_31_75_to_39_7_seconds_and_is_tried_every_five_minutes_then() {
+    for seed in 0..64 {
+        let mut play = Play::new(Origin::Hosted, PluginState::Started);
+        play.state = State::new(
+            settings(Origin::Hosted),
+            PluginState::Started,
+            seed,
+            play.now,
+        );
+        play.feed(Event::Dependencies(None));
+        let (begin, mut spawns, mut tripped) = (play.now, 0, None);
+        let mut delays = Vec::new();
+        while play.now - begin <= Duration::from_secs(600) {
+            play.feed(Event::Slot);
+            spawns += 1;
+            play.run(exit(1));
+            if play.state.phase() == Phase::CrashLoop && tripped.is_none() {
+                tripped = Some((play.now - begin).as_secs_f64());
+            }
+            delays.push(play.retry().as_secs_f64());
+        }
+        let tripped = tripped.expect("a crash loop");
+        assert!((31.75..=39.7).contains(&tripped), "{tripped}");
+        for (failure, delay) in delays.iter().enumerate() {
+            let least = if failure < 7 {
+                0.25 * 2.0_f64.powi(i32::try_from(failure).expect("small"))
+            } else {
+                300.0
+            };
+            assert!((least..=least * 1.25).contains(delay), "{failure}: {delay}");
+        }
+        assert!((9..=10).contains(&spawns), "{spawns} in 10 min");
+    }
+}
+
+/// Row 04: it dies every 20 s, long after `min_uptime` and long before it is stable.
+#[test]
+fn a_slow_crasher_is_never_stable_and_trips_at_the_eighth_failure() {
+    let mut play = Play::new(Origin::Hosted, PluginState::Started);
+    for failure in 1..=8 {
+        play.start();
+        play.now += Duration::from_secs(20);
+        play.feed(Event::Tick).run(exit(1));
+        assert_eq!(play.state.failures(), failure);
+        let expected = if failure < 8 {
+            Phase::Backoff
+        } else {
+            Phase::CrashLoop
+        };
+        play.expect(PluginState::Unloaded, expected);
+        play.retry();
+    }
+}
+
+/// Row 05: it recovers after five crashes.
+#[test]
+fn a_minute_ready_makes_five_crashes_forgotten() {
+    let mut play = Play::new(Origin::Hosted, PluginState::Started);
+    for _ in 0..5 {
+        play.feed(Event::Slot).run(exit(1)).retry();
+    }
+    assert_eq!(play.state.failures(), 5);
+    play.start();
+    // Being unwell, by its own word or by pings, is not being ready.
+    for unwell in [
+        RunEvent::Health(Some("no gateway".to_owned())),
+        RunEvent::Heartbeat { missed: true },
+    ] {
+        play.now += Duration::from_secs(59);
+        play.feed(Event::Tick).run(unwell);
+        assert_eq!(play.state.next_deadline(), None);
+        play.now += Duration::from_secs(3_600);
+        play.feed(Event::Tick);
+        assert_eq!(play.state.failures(), 5);
+        play.run(RunEvent::Health(None))
+            .run(RunEvent::Heartbeat { missed: false });
+    }
+    assert_eq!(play.wait(), Duration::from_secs(60));
+    assert_eq!(play.state.failures(), 0);
+    let delay = play.run(exit(1)).retry().as_millis();
+    assert!((250..=312).contains(&delay), "{delay} ms");
+}
+
+/// Row 22: a dependency fails for five minutes; dependents that run, that crash and that were stopped
+/// for it come back at once, and pay nothing.
+#[test]
+fn a_dependencys_long_absence_costs_its_dependents_nothing() {
+    let gone = || Event::Dependencies(Some("waits for devices".to_owned()));
+    let five_minutes = Duration::from_secs(300);
+    // It runs on.
+    let mut play = Play::started(Origin::Hosted);
+    play.feed(gone());
+    play.now += five_minutes;
+    play.feed(Event::Tick).feed(Event::Dependencies(None));
+    play.expect(PluginState::Started, Phase::Ready);
+    assert_eq!((play.state.failures(), play.state.restarts()), (0, 0));
+    // It cannot bear it: it crashes once, and is not tried while nothing has changed.
+    let mut play = Play::started(Origin::Hosted);
+    play.feed(gone()).run(exit(1));
+    play.wait();
+    play.expect(PluginState::Unloaded, Phase::WaitingDependency);
+    assert_eq!(play.state.next_deadline(), None);
+    play.now += five_minutes;
+    play.feed(Event::Tick).feed(Event::Dependencies(None));
+    assert!(play.state.wants_slot(), "at once");
+    assert_eq!(play.state.failures(), 0);
+    // It ends or stops by its policy.
+    for event in [Event::RestartForDependency, Event::StopForDependency] {
+        let mut play = Play::started(Origin::Hosted);
+        let restarts = matches!(event, Event::RestartForDependency);
+        play.feed(gone())
+            .feed(event)
+            .run(RunEvent::Drained)
+            .hook(Ok(()));
+        if restarts {
+            play.hook(Ok(())).run(exit(0));
+        }
+        assert_eq!(play.state.phase(), Phase::WaitingDependency);
+        play.now += five_minutes;
+        play.feed(Event::Tick).feed(Event::Dependencies(None));
+        if restarts {
+            play.start();
+        } else {
+            play.hook(Ok(()));
+        }
+        play.expect(PluginState::Started, Phase::Ready);
+        assert_eq!(play.state.failures(), 0);
+    }
+}
+
+/// Row 52, as far as it is policy: the core sleeps for an hour, whatever its plugins are doing.
+#[test]
+fn an_hour_of_sleep_restarts_nobody() {
+    let hour = Duration::from_secs(3_600);
+    for steps in 0..8 {
+        let mut play = Play::new(Origin::Hosted, PluginState::Started);
+        for step in 0..steps {
+            match step {
+                0 => play.feed(Event::Slot),
+                1 => play.run(RunEvent::Spawned),
+                2 => play.open(),
+                3 | 4 => play.hook(Ok(())),
+                5 => play.run(RunEvent::ChannelLost),
+                _ => play.run(RunEvent::Resumed),
+            };
+        }
+        let (generation, phase) = (play.state.generation(), play.state.phase());
+        play.now += hour;
+        play.feed(Event::Late(hour)).feed(Event::Tick);
+        assert_eq!(
+            (play.state.generation(), play.state.phase()),
+            (generation, phase)
+        );
+        assert_eq!(play.state.failures(), 0);
+    }
+}
+
+// ---- every event in every state
+
+/// A machine in each kind of situation that there is, with a name.
+fn situations() -> Vec<(String, Play)> {
+    let mut found: Vec<(String, Play)> = Vec::new();
+    let budget = Budget {
+        drain: Duration::from_secs(1),
+        hooks: Duration::from_secs(2),
+        term: Duration::from_secs(1),
+    };
+    let mut seen = std::collections::HashSet::new();
+    let policies = [
+        RestartPolicy::default(),
+        // One failure is enough for what else takes eight, and no time for what else takes some.
+        RestartPolicy {
+            max_failures: 1,
+            ..RestartPolicy::default()
+        },
+        RestartPolicy {
+            mode: RestartMode::OnFailure,
+            max_failures: 1,
+            give_up: true,
+            min_uptime: Duration::ZERO,
+            ..RestartPolicy::default()
+        },
+    ];
+    for origin in [Origin::Hosted, Origin::Remote] {
+        for policy in &policies {
+            let mut play = Play::new(origin, PluginState::Started);
+            let settings = Settings {
+                restart: policy.clone(),
+                ..settings(origin)
+            };
+            play.state = State::new(settings, PluginState::Started, 7, play.now);
+            play.feed(Event::Dependencies(None));
+            found.push((format!("{origin:?}"), play));
+        }
+    }
+    // What leads from one to another; breadth first, each new combination once.
+    let mut index = 0;
+    while index < found.len() && found.len() < 20_000 {
+        let (name, play) = (found[index].0.clone(), found[index].1.clone());
+        index += 1;
+        for event in all_events(&play.state, budget) {
+            if !possible(&play.state, &event) {
+                continue;
+            }
+            let mut next = play.clone();
+            let text = format!("{event:?}");
+            if matches!(event, Event::Tick) {
+                let Some(at) = next.state.next_deadline() else {
+                    continue;
+                };
+                next.now = next.now.max(at);
+            }
+            next.feed(event);
+            next.out.clear();
+            let state = &next.state;
+            let key = (
+                (state.settings.origin == Origin::Hosted, state.desired()),
+                (
+                    state.settings.restart.max_failures,
+                    state.settings.restart.give_up,
+                ),
+                (state.state(), state.phase(), state.explain().0),
+                (state.missing.is_some(), state.held_by_loss),
+                (state.frozen, state.shutdown.is_some()),
+                (state.is_hung(), state.awaited_hook().is_some()),
+                (state.next_deadline().is_some(), state.target()),
+            );
+            if seen.insert(key) {
+                found.push((format!("{name} > {text}"), next));
+            }
+        }
+    }
+    found
+}
+
+fn all_events(state: &State, budget: Budget) -> Vec<Event> {
+    let of_run = |event| Event::Run(state.generation(), event);
+    let stale = |event| Event::Run(Generation(state.generation().0 + 7), event);
+    let hook_id = state.awaited_hook().unwrap_or(9);
+    let mut events = vec![
+        Event::Tick,
+        Event::StopAll,
+        Event::Dependencies(None),
+        Event::Dependencies(Some("waits for devices".to_owned())),
+        Event::RestartForDependency,
+        Event::StopForDependency,
+        Event::Changed,
+        Event::DependencyReady,
+        Event::Slot,
+        Event::Late(Duration::from_secs(60)),
+        Event::Incompatible("update".to_owned()),
+        Event::Freeze,
+        Event::Shutdown(budget),
+        Event::KillNow,
+    ];
+    events.extend(Request::ALL.iter().map(|request| Event::Request(*request)));
+    for (ready, resumable) in [(true, true), (true, false), (false, true), (false, false)] {
+        events.push(Event::Opened { ready, resumable });
+    }
+    let no = || "no".to_owned();
+    let run_events = [
+        RunEvent::Spawned,
+        RunEvent::SpawnFailed {
+            lasting: true,
+            message: no(),
+        },
+        RunEvent::SpawnFailed {
+            lasting: false,
+            message: no(),
+        },
+        RunEvent::Resumed,
+        RunEvent::HookDone {
+            hook_id,
+            result: Ok(()),
+        },
+        RunEvent::HookDone {
+            hook_id,
+            result: Err(no()),
+        },
+        RunEvent::HookDone {
+            hook_id: hook_id + 1,
+            result: Ok(()),
+        },
+        RunEvent::Extend {
+            hook_id,
+            by: Duration::from_secs(20),
+        },
+        RunEvent::Drained,
+        RunEvent::ChannelLost,
+        RunEvent::Bye(no()),
+        exit(0),
+        exit(1),
+        exit(75),
+        exit(78),
+        RunEvent::Heartbeat { missed: true },
+        RunEvent::Heartbeat { missed: false },
+        RunEvent::Lifeless(Lifeless::Silent(Duration::from_secs(15))),
+        RunEvent::Lifeless(Lifeless::Unresponsive(Duration::from_secs(60))),
+        RunEvent::IdentityRefused(no()),
+        RunEvent::OverLimit {
+            reason: "memory_limit",
+            message: no(),
+        },
+        RunEvent::Health(Some(no())),
+        RunEvent::Health(None),
+    ];
+    events.extend(run_events.iter().cloned().map(stale));
+    events.extend(run_events.into_iter().map(of_run));
+    events
+}
+
+/// A process that is not there does not end.
+fn possible(state: &State, event: &Event) -> bool {
+    let ends = matches!(
+        event,
+        Event::Run(generation, RunEvent::Exited(_) | RunEvent::SpawnFailed { .. })
+            if *generation == state.generation()
+    );
+    !ends || (state.origin() == Origin::Hosted && !state.is_resting())
+}
+
+#[test]
+fn every_event_has_an_answer_in_every_situation() {
+    let budget = Budget {
+        drain: Duration::from_secs(1),
+        hooks: Duration::from_secs(2),
+        term: Duration::from_secs(1),
+    };
+    let situations = situations();
+    let (mut pairs, mut shown) = (0, std::collections::BTreeSet::new());
+    for (name, play) in &situations {
+        let before = &play.state;
+        shown.insert((before.state(), before.phase()));
+        for event in all_events(before, budget) {
+            if !possible(before, &event) {
+                continue;
+            }
+            pairs += 1;
+            let why = || format!("{name} > {event:?}");
+            let (after, out) = step(before, event.clone(), play.now);
+            assert!(is_legal(after.state(), after.phase()), "{}", why());
+            let count = |wanted: fn(&Action) -> bool| out.iter().filter(|a| wanted(a)).count();
+            let ended = count(|action| matches!(action, Action::EndRun));
+            let spawned = count(|action| matches!(action, Action::Spawn));
+            // A run ends once; the next one never begins in the same breath as a process's.
+            let began = usize::from(after.generation() != before.generation());
+            let had = usize::from(before.has_run());
+            assert_eq!(
+                had + began,
+                ended + usize::from(after.has_run()),
+                "{}",
+                why()
+            );
+            assert!(spawned <= 1 && spawned <= began, "{}", why());
+            assert!(
+                spawned == 0 || before.is_resting(),
+                "a process may still live: {}",
+                why()
+            );
+            // Words of other runs change nothing.
+            if let Event::Run(generation, _) = &event
+                && *generation != before.generation()
+            {
+                assert!(
+                    out.is_empty() && after.phase() == before.phase(),
+                    "{}",
+                    why()
+                );
+            }
+            // Nothing that is under way waits for ever.
+            let patient = matches!(
+                after.phase(),
+                Phase::Idle
+                    | Phase::WaitingDependency
+                    | Phase::GivenUp
+                    | Phase::ConfigError
+                    | Phase::Incompatible
+                    | Phase::Completed
+                    | Phase::Ready
+                    | Phase::Degraded
+            ) || after.is_resting()
+                && matches!(after.phase(), Phase::Connecting | Phase::Spawning)
+                || after.is_hung();
+            assert!(
+                patient || after.next_deadline().is_some(),
+                "no deadline in {:?}: {}",
+                after.phase(),
+                why()
+            );
+        }
+    }
+    let legal: usize = LEGAL.iter().map(|(_, phases)| phases.len()).sum();
+    assert!(situations.len() > 1_000, "{}", situations.len());
+    assert!(pairs > 50_000, "{pairs}");
+    let missing: Vec<_> = LEGAL
+        .iter()
+        .flat_map(|(state, phases)| phases.iter().map(move |phase| (*state, *phase)))
+        .filter(|pair| !shown.contains(pair))
+        .collect();
+    assert_eq!(
+        (shown.len(), missing),
+        (legal, vec![]),
+        "each pair is reached"
+    );
+}
+
 // ---- random sequences
 
 fn run_event() -> impl Strategy<Value = RunEvent> {
@@ -633,6 +1276,7 @@ fn run_event() -> impl Strategy<Value = RunEvent> {
         1 => Just(RunEvent::Bye("enough".to_owned())),
         3 => prop_oneof![Just(0), Just(1), Just(75), Just(78)].prop_map(exit),
         1 => any::<bool>().prop_map(|missed| RunEvent::Heartbeat { missed }),
+        1 => Just(RunEvent::Lifeless(Lifeless::Silent(Duration::from_secs(15)))),
         1 => any::<bool>().prop_map(|bad| RunEvent::Health(bad.then(|| "ill".to_owned()))),
     ]
 }
@@ -650,6 +1294,9 @@ fn event() -> impl Strategy<Value = Event> {
         3 => any::<bool>().prop_map(|ready| Event::Dependencies((!ready).then(String::new))),
         1 => Just(Event::RestartForDependency),
         1 => Just(Event::StopForDependency),
+        1 => Just(Event::Changed),
+        1 => (0..100_u64).prop_map(|by| Event::Late(Duration::from_secs(by))),
+        1 => Just(Event::DependencyReady),
         5 => Just(Event::Slot),
         6 => (any::<bool>(), any::<bool>())
             .prop_map(|(ready, resumable)| Event::Opened { ready, resumable }),

@@ -1,0 +1,283 @@
+//! The configuration read again, and what of it can change while the core runs.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::config::{self, Candidate, Config, Loaded, UpgradeSource, needs_restart};
+use crate::error::{Classify, ErrorKind, Failure, Reason};
+use crate::grpc;
+use crate::plugin_manager::{self, Manifest, PluginInfo, PluginManager, Reloaded};
+use crate::types::PluginName;
+
+/// Reads the configuration as it was read at the start, with an upgrade in force that somebody asks for.
+/// Called on a thread that may block.
+pub type Loader = Arc<dyn Fn(Option<&Candidate>) -> Result<Loaded, config::Error> + Send + Sync>;
+
+/// Why nothing was reloaded. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The configuration is bad: everything that is wrong, a line each.
+    #[error("the configuration is refused, and nothing was changed:\n{0}")]
+    Refused(config::Error),
+    /// There is nothing to read it with.
+    #[error(
+        "this core has no configuration that it could read again: it is part of another program, \
+         which gives it one"
+    )]
+    NoLoader,
+    /// It cannot be done with these plugins, or now.
+    #[error(transparent)]
+    Plugins(#[from] plugin_manager::Error),
+}
+
+impl Classify for ReloadError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(_) | Self::NoLoader => ErrorKind::FailedPrecondition,
+            Self::Plugins(error) => error.kind(),
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Refused(_) => Reason::ConfigRefused,
+            Self::NoLoader => Reason::NoLoader,
+            Self::Plugins(error) => error.reason(),
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Refused(_) | Self::NoLoader => Vec::new(),
+            Self::Plugins(error) => error.metadata(),
+        }
+    }
+}
+
+/// Why a plugin was not upgraded.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// What should take its place cannot. Nothing has changed.
+    #[error("plugin \"{plugin}\" is not upgraded, and nothing was changed:\n{why}")]
+    Refused {
+        /// Which.
+        plugin: PluginName,
+        /// Everything that is wrong, a line each.
+        why: String,
+    },
+    /// There is nothing to read manifests with.
+    #[error(
+        "this core has no configuration that it could read again: it is part of another program, \
+         which upgrades its plugins"
+    )]
+    NoLoader,
+    /// The plugin manager's no.
+    #[error(transparent)]
+    Plugins(#[from] plugin_manager::Error),
+}
+
+impl Classify for UpgradeError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused { .. } | Self::NoLoader => ErrorKind::FailedPrecondition,
+            Self::Plugins(error) => error.kind(),
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Refused { .. } => Reason::UpgradeRefused,
+            Self::NoLoader => Reason::NoLoader,
+            Self::Plugins(error) => error.reason(),
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Refused { plugin, .. } => vec![("plugin", plugin.to_string())],
+            Self::NoLoader => Vec::new(),
+            Self::Plugins(error) => error.metadata(),
+        }
+    }
+}
+
+/// Changes the configuration. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Reloader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    manager: PluginManager,
+    /// Of the embedded plugins: used where the configuration says nothing of them.
+    embedded: Vec<Manifest>,
+    /// The configuration of the start: what cannot change is still as it says.
+    started_with: Config,
+    loader: Option<Loader>,
+    /// One change at a time: what is read must be handed over before anything is read again.
+    turn: Mutex<()>,
+}
+
+impl fmt::Debug for Reloader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Reloader").finish_non_exhaustive()
+    }
+}
+
+impl Reloader {
+    pub(super) fn new(
+        manager: PluginManager,
+        embedded: Vec<Manifest>,
+        started_with: Config,
+        loader: Option<Loader>,
+    ) -> Self {
+        let inner = Inner {
+            manager,
+            embedded,
+            started_with,
+            loader,
+            turn: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Takes another configuration.
+    pub(super) async fn reload(&self, config: Config) -> Result<Reloaded, ReloadError> {
+        let _turn = self.inner.turn.lock().await;
+        self.apply(config, Vec::new()).await
+    }
+
+    /// Reads the configuration again and takes it.
+    pub(super) async fn load_and_reload(&self) -> Result<Reloaded, ReloadError> {
+        let loader = self.inner.loader.clone().ok_or(ReloadError::NoLoader)?;
+        let _turn = self.inner.turn.lock().await;
+        let loaded = blocking(move || loader(None))
+            .await
+            .map_err(ReloadError::Refused)?;
+        let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        self.apply(loaded.config, warnings).await
+    }
+
+    async fn apply(&self, config: Config, warnings: Vec<String>) -> Result<Reloaded, ReloadError> {
+        let needs_restart = needs_restart(&self.inner.started_with, &config);
+        let manifests = with_embedded(config.plugins, &self.inner.embedded);
+        let reloaded = self.inner.manager.reload(manifests).await?;
+        let reloaded = Reloaded {
+            needs_restart,
+            warnings,
+            ..reloaded
+        };
+        say(&reloaded);
+        Ok(reloaded)
+    }
+
+    /// Puts another version in a plugin's place; see [`PluginManager::upgrade`].
+    pub(super) async fn upgrade(
+        &self,
+        name: &str,
+        path: PathBuf,
+        deadline: Instant,
+    ) -> Result<PluginInfo, UpgradeError> {
+        let plugin = self.inner.manager.upgradable(name)?;
+        let loader = self.inner.loader.clone().ok_or(UpgradeError::NoLoader)?;
+        let refused = |why: String| UpgradeError::Refused {
+            plugin: plugin.clone(),
+            why,
+        };
+        let upgraded = {
+            let _turn = self.inner.turn.lock().await;
+            let name = plugin.clone();
+            let load = move || {
+                let source = match std::fs::metadata(&path) {
+                    Ok(data) if data.is_dir() => UpgradeSource::Directory(path),
+                    Ok(_) => UpgradeSource::Program(path),
+                    Err(error) => return Err(format!("{}: {error}", path.display())),
+                };
+                let candidate = Candidate {
+                    plugin: name,
+                    source,
+                };
+                loader(Some(&candidate)).map_err(|error| error.to_string())
+            };
+            let Loaded {
+                config, upgrade, ..
+            } = blocking(load).await.map_err(refused)?;
+            let mut manifests = config.plugins.into_iter();
+            let manifest = manifests.find(|manifest| manifest.name == plugin);
+            let gone = || refused("the configuration does not know it any more".to_owned());
+            let (manifest, record) = (manifest.ok_or_else(gone)?, upgrade.ok_or_else(gone)?);
+            let begin = self.inner.manager.begin_upgrade(manifest, record, deadline);
+            begin.await?
+        };
+        // Others need not wait for its end.
+        Ok(upgraded.await?)
+    }
+
+    /// As the gRPC shell takes it.
+    pub(super) fn upgrade_as_rpc(&self) -> grpc::Upgrade {
+        let reloader = self.clone();
+        Arc::new(move |name, path, deadline| {
+            let reloader = reloader.clone();
+            let upgrade = async move { reloader.upgrade(&name, path, deadline).await };
+            async move { upgrade.await.map_err(Failure::from) }.boxed()
+        })
+    }
+
+    /// As the gRPC shell takes it.
+    pub(super) fn as_rpc(&self) -> grpc::Reload {
+        let reloader = self.clone();
+        Arc::new(move || {
+            let reloader = reloader.clone();
+            async move { reloader.load_and_reload().await.map_err(Failure::from) }.boxed()
+        })
+    }
+}
+
+/// The manifests of a configuration and the bare ones of embedded plugins that it does not mention.
+pub(super) fn with_embedded(mut manifests: Vec<Manifest>, embedded: &[Manifest]) -> Vec<Manifest> {
+    for bare in embedded {
+        if !manifests.iter().any(|manifest| manifest.name == bare.name) {
+            manifests.push(bare.clone());
+        }
+    }
+    manifests
+}
+
+/// Whoever reads the log learns the same as whoever asked.
+fn say(reloaded: &Reloaded) {
+    for change in &reloaded.changes {
+        let (plugin, done, why) = (&change.name, change.kind.as_str(), &change.message);
+        tracing::info!(%plugin, done, why, "reload");
+    }
+    for warning in &reloaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let (changed, unchanged) = (reloaded.changes.len(), reloaded.unchanged);
+    if reloaded.needs_restart.is_empty() {
+        tracing::info!(changed, unchanged, "configuration reloaded");
+    } else {
+        let settings = reloaded.needs_restart.join(", ");
+        tracing::warn!(
+            changed,
+            unchanged,
+            "configuration reloaded; these settings need a restart of the core: {settings}"
+        );
+    }
+}
+
+/// Runs what reads files beside the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "reading the configuration blocks, and no part of the runtime does it"
+    )]
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

@@ -1,0 +1,521 @@
+//! Whether a plugin that answers pings lives, is degraded or is dead: pure.
+//!
+//! - A ping is sent every interval, one at a time. Its clock starts when it is handed to the transport:
+//!   what waits in the core is the core's own lateness. One that is not answered within four fifths of
+//!   an interval from then is missed; two missed in a row degrade. With the default of 5 s a plugin
+//!   that stops answering is degraded after 9 to 14 s.
+//! - A pong, late or not, clears that: the plugin's dispatch loop turns. So one that is only busy is
+//!   never degraded for long, and never killed.
+//! - Silence: a ping was missed or cannot even be handed over, and not one byte came over any
+//!   connection of the run for `silent_after`. HTTP/2 itself acknowledges what the core sends, whatever
+//!   the plugin is doing, so a process that sends nothing at all is stopped or gone.
+//! - Unresponsive: pings are missed and there was no pong for `unresponsive_after`, though bytes come.
+//!
+//! Only plugins with the feature `heartbeat` have this; of others HTTP/2's keepalive alone judges.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Missed pings in a row that degrade a plugin.
+const MISSES: u32 = 2;
+
+/// The times of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Between pings.
+    pub interval: Duration,
+    /// Without a single byte, until the run is ended.
+    pub silent_after: Duration,
+    /// Without a pong, until the run is ended.
+    pub unresponsive_after: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            silent_after: Duration::from_secs(15),
+            unresponsive_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How a plugin shows that it does not live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifeless {
+    /// Nothing came over any of its connections for so long.
+    Silent(Duration),
+    /// Its connections live, but it answers no ping for so long.
+    Unresponsive(Duration),
+}
+
+/// What the transport knows at the moment of a look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The ping last handed to the transport.
+    pub handed: Option<(u64, Instant)>,
+    /// The newest pong.
+    pub pong: Option<(u64, Instant)>,
+    /// When a byte was last read from any connection of the run.
+    pub heard: Option<Instant>,
+}
+
+/// What follows from a look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Send a ping with this nonce.
+    pub ping: Option<u64>,
+    /// The plugin is degraded from now on, or no longer.
+    pub degraded: Option<bool>,
+    /// The run is to be ended.
+    pub lifeless: Option<Lifeless>,
+}
+
+/// The liveness of one run.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    times: Times,
+    /// There is a channel to ping over.
+    linked: bool,
+    next_ping: Instant,
+    /// The nonce last sent, over this channel or an earlier one of the run.
+    sent: u64,
+    /// The newest nonce that was answered; those of earlier channels count as answered.
+    answered: u64,
+    under_way: UnderWay,
+    misses: u32,
+    degraded: bool,
+    /// The last pong, or the begin.
+    ponged: Instant,
+    /// The last byte known of.
+    heard: Instant,
+}
+
+/// The newest ping, until it is answered or missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UnderWay {
+    Nothing,
+    /// It waits inside the core, since then.
+    Queued(Instant),
+    /// The answer is in time until then.
+    Due(Instant),
+}
+
+impl Liveness {
+    /// Begins with a channel; the first ping comes one interval from now. `sent`: the nonce last sent
+    /// over an earlier channel of the same run, or 0; a pong to that one is no answer to this.
+    #[must_use]
+    pub fn new(times: Times, sent: u64, now: Instant) -> Self {
+        Self {
+            times,
+            linked: true,
+            next_ping: now + times.interval,
+            sent,
+            answered: sent,
+            under_way: UnderWay::Nothing,
+            misses: 0,
+            degraded: false,
+            ponged: now,
+            heard: now,
+        }
+    }
+
+    /// The nonce last sent.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The channel is lost. There is nothing to ping over, but what was silent before stays so.
+    pub fn unlink(&mut self) {
+        self.linked = false;
+        self.under_way = UnderWay::Nothing;
+    }
+
+    /// The core itself was late: whatever did not come meanwhile is not the plugin's fault. All times
+    /// begin anew.
+    pub fn re_arm(&mut self, now: Instant) {
+        self.misses = 0;
+        self.under_way = UnderWay::Nothing;
+        self.next_ping = now;
+        self.ponged = now;
+        self.heard = now;
+    }
+
+    /// When the next look is due. (While a ping waits inside the core, or to learn of a pong sooner,
+    /// the caller looks now and then by itself.)
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let ping = match self.under_way {
+            _ if !self.linked => None,
+            UnderWay::Nothing => Some(self.next_ping),
+            UnderWay::Queued(_) => None,
+            UnderWay::Due(due) => Some(due),
+        };
+        let silent = (self.misses > 0).then(|| self.heard + self.times.silent_after);
+        let unresponsive =
+            (self.misses >= MISSES).then(|| self.ponged + self.times.unresponsive_after);
+        [ping, silent, unresponsive].into_iter().flatten().min()
+    }
+
+    /// A look at the clock and at what the transport knows.
+    pub fn look(&mut self, seen: &Seen, now: Instant) -> Beat {
+        let mut beat = Beat::default();
+        self.heard = self.heard.max(seen.heard.unwrap_or(self.heard));
+        self.take_pong(seen, &mut beat);
+        self.judge_ping(seen, now, &mut beat);
+        if self.linked && self.under_way == UnderWay::Nothing && self.next_ping <= now {
+            self.sent += 1;
+            self.under_way = UnderWay::Queued(now);
+            self.next_ping = now + self.times.interval;
+            beat.ping = Some(self.sent);
+        }
+        let Times {
+            silent_after,
+            unresponsive_after,
+            ..
+        } = self.times;
+        let cannot_be_told = matches!(
+            self.under_way,
+            UnderWay::Queued(since) if since + self.answer_within() <= now
+        );
+        if (self.misses > 0 || cannot_be_told) && self.heard + silent_after <= now {
+            beat.lifeless = Some(Lifeless::Silent(silent_after));
+        } else if self.misses >= MISSES && self.ponged + unresponsive_after <= now {
+            beat.lifeless = Some(Lifeless::Unresponsive(unresponsive_after));
+        }
+        beat
+    }
+
+    fn answer_within(&self) -> Duration {
+        self.times.interval * 4 / 5
+    }
+
+    fn take_pong(&mut self, seen: &Seen, beat: &mut Beat) {
+        // Only a ping that was sent can be answered, and each once.
+        let Some((nonce, at)) = seen.pong.filter(|(nonce, at)| {
+            (self.answered + 1..=self.sent).contains(nonce) && *at >= self.ponged
+        }) else {
+            return;
+        };
+        self.answered = nonce;
+        self.misses = 0;
+        self.ponged = self.ponged.max(at);
+        self.heard = self.heard.max(at);
+        if nonce == self.sent {
+            self.under_way = UnderWay::Nothing;
+        }
+        if std::mem::take(&mut self.degraded) {
+            beat.degraded = Some(false);
+        }
+    }
+
+    fn judge_ping(&mut self, seen: &Seen, now: Instant, beat: &mut Beat) {
+        if matches!(self.under_way, UnderWay::Queued(_))
+            && let Some((_, at)) = seen.handed.filter(|(nonce, _)| *nonce == self.sent)
+        {
+            self.under_way = UnderWay::Due(at + self.answer_within());
+        }
+        if let UnderWay::Due(due) = self.under_way
+            && due <= now
+        {
+            self.under_way = UnderWay::Nothing;
+            self.misses = self.misses.saturating_add(1);
+            if self.misses >= MISSES && !std::mem::replace(&mut self.degraded, true) {
+                beat.degraded = Some(true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A plugin on a clock that moves in steps of 100 ms, looked at whenever that is due and once a
+    /// second.
+    struct Play {
+        liveness: Liveness,
+        begin: Instant,
+        now: Instant,
+        seen: Seen,
+        /// It answers so long after a ping; `None`: never.
+        answers_after: Option<Duration>,
+        /// Its connections answer whatever is sent, HTTP/2's pings every 5 s among it.
+        connections_live: bool,
+        /// The core hands a ping to the transport so long after it was queued.
+        handed_after: Duration,
+        pings: Vec<(u64, Instant)>,
+        degraded: Vec<(f64, bool)>,
+        ended: Option<(f64, Lifeless)>,
+    }
+
+    impl Play {
+        fn new() -> Self {
+            let begin = Instant::now();
+            Self {
+                liveness: Liveness::new(Times::default(), 0, begin),
+                begin,
+                now: begin,
+                seen: Seen::default(),
+                answers_after: Some(Duration::from_millis(100)),
+                connections_live: true,
+                handed_after: Duration::ZERO,
+                pings: Vec::new(),
+                degraded: Vec::new(),
+                ended: None,
+            }
+        }
+
+        fn at(&self) -> f64 {
+            (self.now - self.begin).as_secs_f64()
+        }
+
+        fn run(&mut self, until: f64) -> &mut Self {
+            while self.ended.is_none() && self.at() < until {
+                self.now += Duration::from_millis(100);
+                let elapsed_ms = (self.now - self.begin).as_millis();
+                if self.connections_live && elapsed_ms.is_multiple_of(5_000) {
+                    self.seen.heard = Some(self.now);
+                }
+                for (nonce, queued) in &self.pings {
+                    let handed = *queued + self.handed_after;
+                    if handed <= self.now {
+                        self.seen.handed = Some((*nonce, handed));
+                        if self.connections_live {
+                            self.seen.heard = self.seen.heard.max(Some(handed));
+                        }
+                        let pong = self.answers_after.map(|after| handed + after);
+                        if let Some(pong) = pong.filter(|pong| *pong <= self.now)
+                            && self.seen.pong.is_none_or(|(last, _)| last < *nonce)
+                        {
+                            self.seen.pong = Some((*nonce, pong));
+                            self.seen.heard = self.seen.heard.max(Some(pong));
+                        }
+                    }
+                }
+                let whole_second = elapsed_ms.is_multiple_of(1_000);
+                let due = self.liveness.next_deadline();
+                if whole_second || due.is_some_and(|due| due <= self.now) {
+                    self.look();
+                }
+            }
+            self
+        }
+
+        fn look(&mut self) {
+            let beat = self.liveness.look(&self.seen, self.now);
+            if let Some(nonce) = beat.ping {
+                self.pings.push((nonce, self.now));
+            }
+            let at = self.at();
+            self.degraded
+                .extend(beat.degraded.map(|degraded| (at, degraded)));
+            self.ended = beat.lifeless.map(|lifeless| (at, lifeless));
+        }
+    }
+
+    #[test]
+    fn an_idle_healthy_plugin_is_pinged_every_five_seconds_and_left_alone() {
+        let mut play = Play::new();
+        play.run(3_600.0);
+        assert_eq!((play.ended, play.degraded.len()), (None, 0));
+        assert!((700..=720).contains(&play.pings.len()));
+    }
+
+    #[test]
+    fn a_stopped_process_is_degraded_within_15_s_and_ended_after_15_s_of_silence() {
+        // Wherever between two pings it is stopped.
+        for stopped_at in [20.2, 21.0, 23.0, 24.9] {
+            let mut play = Play::new();
+            play.run(stopped_at);
+            play.answers_after = None;
+            play.connections_live = false;
+            play.run(120.0);
+            let (degraded_at, degraded) = play.degraded[0];
+            assert!(degraded && degraded_at - stopped_at <= 15.0);
+            let (ended_at, why) = play.ended.expect("ended");
+            assert_eq!(why, Lifeless::Silent(Duration::from_secs(15)));
+            let last_byte = 20.1;
+            assert!(
+                ended_at - last_byte <= 15.2 && ended_at - stopped_at <= 15.2,
+                "{ended_at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_deadlocked_dispatch_is_degraded_within_15_s_and_ended_within_65_s() {
+        for locked_at in [20.2, 23.0, 24.9] {
+            let mut play = Play::new();
+            play.run(locked_at);
+            play.answers_after = None;
+            play.run(200.0);
+            assert!(play.degraded[0].0 - locked_at <= 15.0);
+            let (ended_at, why) = play.ended.expect("ended");
+            assert_eq!(why, Lifeless::Unresponsive(Duration::from_secs(60)));
+            assert!((55.0..=65.0).contains(&(ended_at - locked_at)));
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_answers_late_is_never_ended() {
+        for late in [3_000, 6_000, 12_000, 40_000] {
+            let mut play = Play::new();
+            play.answers_after = Some(Duration::from_millis(late));
+            play.run(1_800.0);
+            assert_eq!(play.ended, None, "{late} ms late");
+            if late < 9_000 {
+                assert_eq!(play.degraded, [], "{late} ms late");
+            }
+            if late < 20_000 {
+                // Its pongs come as often as its pings once it is under way.
+                assert!(play.degraded.len() <= 2, "{late}: {:?}", play.degraded);
+            }
+        }
+    }
+
+    #[test]
+    fn a_pong_clears_and_pongs_of_pings_that_were_not_sent_are_none() {
+        let mut play = Play::new();
+        play.answers_after = None;
+        play.run(20.0);
+        assert_eq!(play.degraded, [(14.0, true)]);
+        for nonce in [0, 99, u64::MAX] {
+            play.seen.pong = Some((nonce, play.now));
+            play.look();
+            assert_eq!(play.degraded.len(), 1, "{nonce}");
+        }
+        play.seen.pong = Some((play.liveness.sent(), play.now));
+        play.look();
+        assert!(!play.degraded[1].1);
+        // Said again it is no news: it degrades once more.
+        let twice = play.now;
+        play.run(60.0);
+        assert!(play.degraded[2].1, "{:?} after {twice:?}", play.degraded);
+    }
+
+    #[test]
+    fn what_waits_inside_the_core_is_not_held_against_the_plugin() {
+        let mut play = Play::new();
+        play.handed_after = Duration::from_secs(30);
+        play.run(900.0);
+        assert_eq!((play.ended, play.degraded.len()), (None, 0));
+        assert!(play.pings.len() > 20, "one at a time, but they go on");
+    }
+
+    #[test]
+    fn a_stopped_process_that_cannot_even_be_pinged_is_ended_too() {
+        let mut play = Play::new();
+        play.run(20.2);
+        play.handed_after = Duration::from_secs(3_600);
+        play.connections_live = false;
+        play.run(60.0);
+        let (ended_at, why) = play.ended.expect("ended");
+        assert_eq!(why, Lifeless::Silent(Duration::from_secs(15)));
+        assert!(ended_at - 20.2 <= 16.0, "{ended_at}");
+    }
+
+    #[test]
+    fn a_lost_channel_does_not_make_silence_forgotten() {
+        let mut play = Play::new();
+        play.run(20.2);
+        play.answers_after = None;
+        play.connections_live = false;
+        play.run(32.0);
+        play.liveness.unlink();
+        play.run(60.0);
+        let (ended_at, why) = play.ended.expect("ended");
+        assert_eq!(why, Lifeless::Silent(Duration::from_secs(15)));
+        assert!(ended_at <= 35.3, "{ended_at}");
+
+        // Of a plugin that was well until then nothing is said: its run has a deadline of its own.
+        let mut play = Play::new();
+        play.run(21.0);
+        play.liveness.unlink();
+        play.run(600.0);
+        assert_eq!(play.ended, None);
+    }
+
+    #[test]
+    fn after_a_stall_of_the_core_everything_begins_anew() {
+        let mut play = Play::new();
+        play.answers_after = None;
+        play.connections_live = false;
+        play.run(14.5);
+        assert_eq!(play.degraded.len(), 1);
+        play.now += Duration::from_secs(300);
+        play.liveness.re_arm(play.now);
+        let resumed = play.at();
+        play.run(resumed + 100.0);
+        let (ended_at, _) = play.ended.expect("ended");
+        assert!(
+            (15.0..=15.3).contains(&(ended_at - resumed)),
+            "{ended_at} {resumed}"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever the order of looks: no verdict without the silence, or the lack of pongs, that it
+        /// states; no degradation without 8 s without a pong; and a deadline that has come is used up.
+        #[test]
+        fn verdicts_are_never_early(
+            steps in prop::collection::vec((0..4_000_u64, 0..4_u8, any::<bool>()), 1..200),
+        ) {
+            let begin = Instant::now();
+            let times = Times::default();
+            let mut liveness = Liveness::new(times, 0, begin);
+            let mut seen = Seen::default();
+            let (mut now, mut queued) = (begin, None::<u64>);
+            let (mut heard, mut ponged) = (begin, begin);
+            for (wait, what, stall) in steps {
+                now += Duration::from_millis(wait);
+                match what {
+                    0 => {
+                        if let Some(nonce) = queued.take() {
+                            seen.handed = Some((nonce, now));
+                        }
+                    }
+                    1 => {
+                        if let Some((nonce, _)) = seen.handed
+                            && seen.pong.is_none_or(|(last, _)| last < nonce)
+                        {
+                            seen.pong = Some((nonce, now));
+                            (heard, ponged) = (now, now);
+                        }
+                    }
+                    2 => {
+                        seen.heard = Some(now);
+                        heard = now;
+                    }
+                    _ if stall && wait > 2_000 => {
+                        liveness.re_arm(now);
+                        (heard, ponged) = (now, now);
+                    }
+                    _ => {}
+                }
+                let beat = liveness.look(&seen, now);
+                queued = beat.ping.or(queued);
+                if beat.degraded == Some(true) {
+                    prop_assert!(now - ponged >= Duration::from_secs(8));
+                }
+                match beat.lifeless {
+                    Some(Lifeless::Silent(after)) => {
+                        prop_assert!(now - heard >= after);
+                        break;
+                    }
+                    Some(Lifeless::Unresponsive(after)) => {
+                        prop_assert!(now - ponged >= after);
+                        break;
+                    }
+                    None => prop_assert!(liveness.next_deadline().is_none_or(|at| at > now)),
+                }
+            }
+        }
+    }
+}

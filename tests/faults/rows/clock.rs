@@ -1,0 +1,193 @@
+//! 52: the wall clock jumps, the machine sleeps, the core boots before its clock is set.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use core_tests::{signal, within};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::ECHO;
+use crate::home::{Home, plugin};
+use crate::report::Row;
+
+const HOUR: i64 = 3_600;
+/// After each jump everything is watched for so long: longer than a heartbeat and its miss.
+const WATCHED: Duration = Duration::from_secs(11);
+/// How long the core sleeps: longer than any silence that it forgives a plugin.
+const ASLEEP: Duration = Duration::from_secs(20);
+/// What is preloaded into the core.
+const SHIM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/fixtures/wall_clock.c");
+
+pub(crate) async fn jumps(row: Row) -> Result<()> {
+    let home = home_without_shim().await;
+    suspend(&row, &home).await?;
+    home.stop(&row).await;
+
+    let directory = tempfile::tempdir().context("a directory")?;
+    let Some(library) = build_shim(directory.path()).await else {
+        row.skip_part("jumps of the wall clock: no C compiler here to build the shim");
+        return Ok(());
+    };
+    let clock = Clock::new(directory.path().join("offset"))?;
+    // Before the clock of the machine was set: the year 1970.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("a time")?;
+    clock.set(-i64::try_from(now.as_secs())? + 60)?;
+    let core = Home::prepare("", &plugins())
+        .env("LD_PRELOAD", &library.to_string_lossy())
+        .env("FAULTS_WALL_CLOCK", &clock.path.to_string_lossy());
+    let home = Home::of(core).await;
+    home.all_ready(&["lamp", "switch"]).await;
+    let year = year_of(&home).await?;
+    row.require(
+        year == 1970,
+        format!("the core believes in 1970, not {year}"),
+    );
+    for (what, offset) in [
+        ("set by NTP", 0),
+        ("an hour ahead", HOUR),
+        ("two hours back", -HOUR),
+        ("right again", 0),
+    ] {
+        clock.set(offset)?;
+        works(&row, &home, what).await;
+    }
+    restarts(&row, &home, "wall clock").await?;
+    home.stop(&row).await;
+    Ok(())
+}
+
+fn plugins() -> [crate::home::PluginFile; 2] {
+    [
+        plugin("lamp", ECHO, &[]),
+        plugin("switch", ECHO, &[]).top("requires = [\"lamp\"]"),
+    ]
+}
+
+async fn home_without_shim() -> Home {
+    let home = Home::start(&plugins()).await;
+    home.all_ready(&["lamp", "switch"]).await;
+    home
+}
+
+/// The core alone stands still, as everything does when the machine sleeps and as plugins see an
+/// overloaded core.
+async fn suspend(row: &Row, home: &Home) -> Result<()> {
+    signal(home.pid(), Signal::STOP);
+    tokio::time::sleep(ASLEEP).await;
+    signal(home.pid(), Signal::CONT);
+    let woken = Instant::now();
+    works(row, home, "after a sleep of the core").await;
+    row.tell(
+        "watched after the sleep",
+        woken.elapsed().as_secs_f64(),
+        "s",
+    );
+    // The whole machine: plugins too.
+    let infos = home.all_ready(&["lamp", "switch"]).await;
+    let pids: Vec<u32> = infos
+        .iter()
+        .map(|info| info.pid)
+        .chain([home.pid()])
+        .collect();
+    for pid in &pids {
+        signal(*pid, Signal::STOP);
+    }
+    tokio::time::sleep(ASLEEP).await;
+    for pid in &pids {
+        signal(*pid, Signal::CONT);
+    }
+    works(row, home, "after a sleep of all").await;
+    restarts(row, home, "sleep").await
+}
+
+/// Calls, events, state and storage work, now and for a while.
+async fn works(row: &Row, home: &Home, what: &str) {
+    let begin = Instant::now();
+    let mut heard = home.operator.subscribe(&["lamp.noted"]).await;
+    let mut failed = 0;
+    let mut asked = 0;
+    while begin.elapsed() < WATCHED {
+        let arguments = json!({ "topic": "lamp.noted", "data": asked });
+        asked += 1;
+        let emitted = home.operator.call("lamp.emit", arguments).await;
+        failed += usize::from(emitted.is_err());
+        if emitted.is_ok() {
+            within("the event is heard", heard.event()).await;
+        }
+        let stored = home.operator.store("notes", "k", "1").await;
+        let state = home.operator.set_state("operator.note", "1").await;
+        failed += usize::from(stored.is_err()) + usize::from(state.is_err());
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    row.exactly(&format!("{what}: failed requests"), failed, "", 0);
+}
+
+async fn restarts(row: &Row, home: &Home, what: &str) -> Result<()> {
+    let mut restarts = 0;
+    for name in ["lamp", "switch"] {
+        let info = home.operator.plugin(name).await;
+        restarts += info.restarts + (info.generation - 1);
+        row.require(info.phase == "ready", format!("{name} is {}", info.phase));
+    }
+    row.exactly(
+        &format!("restarts ({what})"),
+        usize::try_from(restarts)?,
+        "",
+        0,
+    );
+    Ok(())
+}
+
+/// The year in which the core believes to be: that of an event.
+async fn year_of(home: &Home) -> Result<i64> {
+    let mut heard = home.operator.subscribe(&["lamp.noted"]).await;
+    let arguments = json!({ "topic": "lamp.noted", "data": null });
+    home.operator
+        .call("lamp.emit", arguments)
+        .await
+        .context("emitted")?;
+    let event = within("the event is heard", heard.event()).await;
+    let seconds = event.time.context("a time")?.seconds;
+    Ok(1970 + seconds / 31_556_952)
+}
+
+/// How far the core's wall clock is off.
+struct Clock {
+    path: PathBuf,
+}
+
+impl Clock {
+    fn new(path: PathBuf) -> Result<Self> {
+        std::fs::write(&path, 0_i64.to_ne_bytes()).context("the offset")?;
+        Ok(Self { path })
+    }
+
+    fn set(&self, seconds: i64) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        // In place: the core has the file mapped.
+        let file = std::fs::File::options().write(true).open(&self.path);
+        let file = file.context("the offset")?;
+        file.write_all_at(&seconds.to_ne_bytes(), 0)
+            .context("the offset")
+    }
+}
+
+async fn build_shim(directory: &Path) -> Option<PathBuf> {
+    let library = directory.join("wall_clock.so");
+    let built = tokio::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .args([SHIM, "-ldl"])
+        .stdin(Stdio::null())
+        .status()
+        .await;
+    built
+        .is_ok_and(|status| status.success())
+        .then_some(library)
+}

@@ -1,0 +1,134 @@
+//! The rows: what is injected, what must hold, how each is run.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::report::Row;
+use crate::rows::{
+    chaos, clock, dependencies, exits, graph, identity, liveness, orphans, output, policy,
+    resources, shutdown, start, stop, storm, upgrade,
+};
+
+/// How a row shares the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// It waits for seconds or only computes: runs beside others.
+    Patient,
+    /// It measures milliseconds or burns the CPU: runs by itself.
+    Alone,
+}
+
+type Playing = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// One row.
+pub(crate) struct Fault {
+    pub(crate) id: &'static str,
+    /// The fault.
+    pub(crate) name: &'static str,
+    /// The promise.
+    pub(crate) must: &'static str,
+    pub(crate) lane: Lane,
+    /// It is ended after this.
+    pub(crate) bound: Duration,
+    pub(crate) run: fn(Row) -> Playing,
+}
+
+macro_rules! faults {
+    ($($id:literal $name:literal, $must:literal, $lane:ident $bound:literal => $run:path;)+) => {
+        /// All of them, in order.
+        pub(crate) const FAULTS: &[Fault] = &[$(Fault {
+            id: $id,
+            name: $name,
+            must: $must,
+            lane: Lane::$lane,
+            bound: Duration::from_secs($bound),
+            run: |row| Box::pin($run(row)),
+        }),+];
+    };
+}
+
+faults! {
+    "01" "plugin exits 1 after ready",
+        "restarted after 250 to 312 ms; others untouched", Alone 60 => exits::after_ready;
+    "02" "plugin SIGKILLed 100 times",
+        "restarted each time; routes gone <= 50 ms; callers answered UNAVAILABLE <= 100 ms, none hangs",
+        Alone 120 => exits::killed;
+    "03" "crash on start, for ever",
+        "delays double; crash_loop at the 8th failure, 31.75 to 39.7 s; slow retry at 300 to 375 s",
+        Patient 60 => policy::crash_on_start;
+    "04" "slow crasher, dies each 20 s",
+        "never resets; crash_loop at the 8th failure", Patient 60 => policy::slow_crasher;
+    "05" "recovers after 5 crashes",
+        "consecutive = 0 after 60 s ready, next delay 250 ms", Patient 60 => policy::recovers;
+    "06" "exit 78; wrong wire version; binary missing",
+        "no respawn, reason exact; changed file -> retried", Patient 90 => start::final_failures;
+    "07" "50 plugins die at once",
+        "start slots and bucket hold; control RPC p99 < 100 ms meanwhile", Alone 120 => storm::fifty;
+    "08" "never connects",
+        "killed at 10 s, counted, no zombie", Patient 60 => start::never_connects;
+    "09" "connects, never finishes on_load or on_start",
+        "killed at 30 s; with extensions lives to 5 min at most", Patient 90 => start::never_finishes;
+    "10" "SIGSTOP",
+        "degraded <= 15 s, replaced <= 20 s + start", Patient 90 => liveness::stopped;
+    "11" "deadlocked dispatch, chatty publisher",
+        "degraded <= 15 s, restart <= 65 s", Patient 120 => liveness::deadlocked;
+    "12" "plugin at 100 % CPU x 8 threads, healthy",
+        "not killed in 60 s", Patient 120 => liveness::busy;
+    "13" "ignores on_stop",
+        "TERM <= 7 s, gone <= 9.1 s", Alone 60 => stop::ignores_hook;
+    "14" "ignores on_stop and SIGTERM, forks children",
+        "KILL <= 9 s, whole group gone <= 10 s", Alone 60 => stop::ignores_everything;
+    "15" "grandchild setsid, ignores TERM, holds stdout",
+        "stop still ends <= 10 s; pipes closed; escapee killed", Alone 60 => stop::escapee;
+    "16" "core killed -9 with 10 plugins, one ignoring stdin, one with a group child, one with a setsid child",
+        "leaders and groups gone <= 1 s, setsid children <= 2 s, guardian gone <= 3 s",
+        Alone 60 => orphans::core_killed;
+    "17" "each no-orphan layer alone",
+        "layer 1: leaders <= 1 s; 2: groups <= 1 s, setsid <= 2 s; 3: SDK leaders <= 11 s; 4: everything at the next boot; guardian killed: replaced <= 1 s",
+        Alone 120 => orphans::layers;
+    "18" "core as PID 1 with 200 double-forked orphans",
+        "zombies = 0 within 1 s, no ECHILD on own children", Alone 60 => orphans::as_init;
+    "19" "core SIGTERM with 3 levels, one hung plugin",
+        "reverse level order kept; total within the shutdown timeout; storage closed; exit 0",
+        Alone 60 => shutdown::levels;
+    "20" "second SIGTERM",
+        "out <= 1.5 s, database passes integrity_check", Alone 60 => shutdown::hurried;
+    "21" "dependency killed, each on_loss mode",
+        "notify: DependencyChanged < 100 ms, fail fast; restart: reverse then forward order; all ready again",
+        Alone 60 => dependencies::lost;
+    "22" "dependency fails for 5 min, then returns",
+        "dependents return unaided, own budget uncharged", Patient 60 => policy::dependency_away;
+    "23" "cycle, missing, diamond, random graphs of 200 plugins",
+        "refuse with the path; never start before requires ready; StopAll never stops before dependents",
+        Alone 180 => graph::random;
+    "24" "stale run speaks (old core-run, old token)",
+        "FAILED_PRECONDITION STALE_RUN / UNAUTHENTICATED, no state change", Patient 60 => identity::stale_run;
+    "25" "two processes claim one plugin",
+        "second refused, first unharmed; same instance replaces its own channel at once",
+        Patient 60 => identity::second_process;
+    "48" "log flood 100 MB/s; a 50 MB line; no newline; binary",
+        "plugin never blocked, RSS +< 2 MiB each, suppressed count exact", Alone 120 => output::floods;
+    "49" "memory hog, fork bomb",
+        "cgroup: oom reason, group killed; without: RSS restart <= 20 s; core and others live",
+        Alone 120 => resources::hogs;
+    "50" "sandbox probes: read outside, setuid binary, ptrace core, leaked fds, env secrets",
+        "all denied, or status says partial; required refuses to start", Alone 60 => resources::probes;
+    "51" "upgrade under 200 calls/s: new version never ready / crashes at 10 s / fine",
+        "rolled back once / once / the new one stays; no double answers", Alone 180 => upgrade::under_load;
+    "52" "clock jumps +-1 h, suspend, boot at 1970 then NTP",
+        "no restarts, no mass expiry, no lock-out", Patient 120 => clock::jumps;
+    "53" "chaos: random kill/stop/cont/exit on 6 plugins, 60 s",
+        "per-publisher order, no loss beyond the stated gap, ledger ok, zombies 0, all ready <= 30 s after the end",
+        Alone 2400 => chaos::six_plugins;
+}
+
+/// The row of this id.
+pub(crate) fn find(id: &str) -> Result<&'static Fault> {
+    let Some(fault) = FAULTS.iter().find(|fault| fault.id == id) else {
+        bail!("there is no row {id:?}; `cargo xtask faults --list` shows them");
+    };
+    Ok(fault)
+}

@@ -1,0 +1,43 @@
+//! Well-behaved plugins of the SDK, in roles whose work can be checked afterwards. The first argument
+//! names the role:
+//!
+//! | role | |
+//! |---|---|
+//! | `spins THREADS` | keeps so many threads busy, and is well |
+//! | `publisher` | publishes `NAME.tick`, numbered without a hole, as fast as they are acknowledged |
+//! | `subscriber PATTERN` | checks such numbers; service `report` |
+//! | `ledger` | writes numbered entries to its storage; what was acknowledged stands in the file `acknowledged` too |
+
+mod ledger;
+mod ticks;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let name = std::env::var(core_proto::contract::env::PLUGIN).expect("the core starts it");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let plugin = match arguments[..] {
+        ["spins", threads] => {
+            spin(threads.parse().expect("a number of threads"));
+            core_tests::plugins::echo(&name)
+        }
+        ["publisher"] => ticks::publisher(&name),
+        ["subscriber", pattern] => ticks::subscriber(&name, pattern),
+        ["ledger"] => ledger::ledger(&name),
+        _ => panic!("no such role: {arguments:?}"),
+    };
+    plugin_sdk::host::main(plugin)
+}
+
+/// They end with the process.
+fn spin(threads: usize) {
+    for _ in 0..threads {
+        std::thread::spawn(|| {
+            let mut number: u64 = 1;
+            loop {
+                number = std::hint::black_box(number.wrapping_mul(6_364_136_223_846_793_005) + 1);
+            }
+        });
+    }
+}
