@@ -10,9 +10,9 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::ECHO;
 use crate::home::{Home, plugin};
 use crate::report::Row;
+use crate::{ECHO, MISBEHAVING};
 
 const HOUR: i64 = 3_600;
 /// After each jump everything is watched for so long: longer than a heartbeat and its miss.
@@ -23,7 +23,14 @@ const ASLEEP: Duration = Duration::from_secs(20);
 const SHIM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/fixtures/wall_clock.c");
 
 pub(crate) async fn jumps(row: Row) -> Result<()> {
-    let home = home_without_shim().await;
+    // In the middle of its start when the core falls asleep: it needs more time than it has, if the
+    // sleep counts.
+    let slow = plugin("slow", MISBEHAVING, &["takes", "load", "25000"])
+        .sections("[timeouts]\nstart = \"15s\"\n");
+    let [lamp, switch] = plugins();
+    let home = Home::start(&[lamp, switch, slow]).await;
+    home.all_ready(&["lamp", "switch"]).await;
+    home.operator.until_phase("slow", "loading").await;
     suspend(&row, &home).await?;
     home.stop(&row).await;
 
@@ -69,12 +76,6 @@ fn plugins() -> [crate::home::PluginFile; 2] {
     ]
 }
 
-async fn home_without_shim() -> Home {
-    let home = Home::start(&plugins()).await;
-    home.all_ready(&["lamp", "switch"]).await;
-    home
-}
-
 /// The core alone stands still, as everything does when the machine sleeps and as plugins see an
 /// overloaded core.
 async fn suspend(row: &Row, home: &Home) -> Result<()> {
@@ -83,6 +84,14 @@ async fn suspend(row: &Row, home: &Home) -> Result<()> {
     signal(home.pid(), Signal::CONT);
     let woken = Instant::now();
     works(row, home, "after a sleep of the core").await;
+    let slow = home.operator.plugin("slow").await;
+    row.require(
+        slow.phase == "ready" && slow.generation == 1,
+        format!(
+            "the sleep is not held against a plugin that was starting: {} {}, run {}",
+            slow.phase, slow.reason, slow.generation
+        ),
+    );
     row.tell(
         "watched after the sleep",
         woken.elapsed().as_secs_f64(),

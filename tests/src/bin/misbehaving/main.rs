@@ -120,6 +120,10 @@ async fn misbehave(arguments: &[&str]) -> i32 {
             std::future::pending().await
         }
         ["never-ends", hook] => answer_until(Hello::with_hooks(), hook_of(hook), None).await,
+        ["takes", hook, millis] => {
+            let time = Duration::from_millis(millis.parse().expect("milliseconds"));
+            take(hook_of(hook), time).await
+        }
         ["extends", hook] => extend(hook_of(hook)).await,
         ["fails-in", hook] => {
             let failure = core_proto::google::rpc::Status {
@@ -313,6 +317,24 @@ async fn answer_until(
         }
     }
     std::future::pending().await
+}
+
+/// Answers hooks, one of them only after so long.
+async fn take(slow: Hook, time: Duration) -> i32 {
+    let mut plugin = open(Hello::with_hooks()).await;
+    while let Some(message) = next(&mut plugin).await {
+        let FromCore::RunHook(hook) = message else {
+            continue;
+        };
+        if hook.hook() == slow {
+            tokio::time::sleep(time).await;
+        }
+        plugin.hook_done(&hook).await;
+        if hook.hook() == Hook::Unload {
+            return 0;
+        }
+    }
+    0
 }
 
 /// Answers hooks until `last` comes, and asks for more time for that one again and again.
