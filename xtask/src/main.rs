@@ -1,4 +1,4 @@
-//! `cargo xtask test`, `cargo xtask faults` and `cargo demo`: orchestration of what the other crates
+//! `cargo xtask test`, `cargo xtask faults`, `cargo xtask bench` and `cargo demo`: orchestration of what the other crates
 //! offer, and the rules of this repository as pure checks. Nothing here ships.
 //!
 //! | job | where |
@@ -8,10 +8,12 @@
 //! | rules over the contract | `proto_lint/` |
 //! | the fault table | `faults.rs`; its rows are `tests/faults/` |
 //! | licences of dependencies | `licences.rs` |
+//! | the bench; its rows are `bench/` | `bench.rs` |
 //! | the demo and its scripted scene | `demo/` |
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
+mod bench;
 mod demo;
 mod faults;
 mod licences;
@@ -47,6 +49,8 @@ enum Task {
     },
     /// Injects faults into real cores and plugins, and reports what held, with figures.
     Faults(faults::Options),
+    /// Measures the core beside its peers, and prints one table.
+    Bench(bench::Options),
     /// Builds and starts a small living home; runs until Ctrl-C.
     Demo {
         /// Plays one scripted scene, checks every step, and ends with 0 or 1.
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Task::Test { list: true, .. } => Ok(suite::list()),
         Task::Test { steps, .. } => suite::run(&workspace, &steps),
         Task::Faults(options) => faults::run(&workspace, &options).map(exit_code),
+        Task::Bench(options) => bench::run(&workspace, &options).map(exit_code),
         Task::Demo { exit } => demo::run(&workspace, demo::Mode::from_flag(exit)),
     });
     match result {

@@ -3,7 +3,8 @@
 //! Bounded in bytes. Above the limit new calls are refused ([`Push::Full`]); answers to the plugin's
 //! own requests and lifecycle frames still enter, up to twice the limit, because the plugin's requests
 //! are bounded themselves; beyond that the outbox closes with `CHANNEL_STALLED`. Frames that are ready
-//! together are handed out together: the reader never yields while there is one.
+//! together are handed out together: a reader that was woken lets everybody else who is ready run first,
+//! once, and then never yields while there is a frame. No timer is involved.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -83,6 +84,8 @@ pub struct Outbox {
 #[derive(Debug)]
 pub struct OutboxReader {
     shared: Arc<Shared>,
+    /// It found nothing and waits: whoever wakes it is seldom the only one with a frame.
+    idle: bool,
 }
 
 #[derive(Debug)]
@@ -139,7 +142,10 @@ impl Outbox {
             Self {
                 shared: Arc::clone(&shared),
             },
-            OutboxReader { shared },
+            OutboxReader {
+                shared,
+                idle: false,
+            },
         )
     }
 
@@ -279,8 +285,15 @@ fn wake(waker: Option<Waker>) {
 impl Stream for OutboxReader {
     type Item = Result<Outbound, Failure>;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut queue = self.shared.queue.lock();
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if std::mem::take(&mut self.idle) {
+            // Tokio runs a task that another one has woken next, before those that were ready earlier:
+            // each frame would leave alone, in a system call of its own.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.queue.lock();
         if let Some(frame) = queue
             .urgent
             .pop_front()
@@ -296,14 +309,19 @@ impl Stream for OutboxReader {
         }
         match &mut queue.end {
             End::Open => {
-                queue.reader = Some(context.waker().clone());
+                match &queue.reader {
+                    Some(waker) if waker.will_wake(context.waker()) => {}
+                    _ => queue.reader = Some(context.waker().clone()),
+                }
+                drop(queue);
+                self.idle = true;
                 Poll::Pending
             }
             End::Closing(why) => {
                 let why = why.take();
                 queue.end = End::Gone;
                 drop(queue);
-                self.shared.gone.cancel();
+                shared.gone.cancel();
                 Poll::Ready(why.map(Err))
             }
             End::Gone => Poll::Ready(None),

@@ -7,7 +7,8 @@
 //! do not wait: there is at most one per ping interval, request in flight or hook.
 //!
 //! [`Frames`] yields everything that is queued without ever returning `Pending` in between, so that
-//! tonic puts small frames together into one HTTP/2 DATA frame; no timer is involved.
+//! tonic puts small frames together into one HTTP/2 DATA frame; when it was woken, it lets everybody else
+//! who is ready run first, once. No timer is involved.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -126,7 +127,10 @@ impl Outbox {
 
     /// The frames, for the transport. There is one stream per outbox.
     pub(crate) fn frames(self: &Arc<Self>) -> Frames {
-        Frames(Arc::clone(self))
+        Frames {
+            outbox: Arc::clone(self),
+            idle: false,
+        }
     }
 }
 
@@ -137,22 +141,38 @@ fn wake(waker: Option<Waker>) {
 }
 
 /// The receiving end of an [`Outbox`]. Dropping it closes the outbox.
-pub(crate) struct Frames(Arc<Outbox>);
+pub(crate) struct Frames {
+    outbox: Arc<Outbox>,
+    /// It found nothing and waits: whoever wakes it is seldom the only one with a frame.
+    idle: bool,
+}
 
 impl Stream for Frames {
     type Item = PluginMessage;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PluginMessage>> {
-        let mut lanes = self.0.lanes.lock();
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<PluginMessage>> {
+        if std::mem::take(&mut self.idle) {
+            // Tokio runs a task that another one has woken next, before those that were ready earlier:
+            // each frame would leave alone, in a system call of its own.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let outbox = Arc::clone(&self.outbox);
+        let mut lanes = outbox.lanes.lock();
         let kind = if let Some(kind) = lanes.urgent.pop_front() {
             kind
         } else if let Some((kind, bytes)) = lanes.ordinary.pop_front() {
-            self.0.room.add_permits(bytes);
+            outbox.room.add_permits(bytes);
             kind
         } else if lanes.closed {
             return Poll::Ready(None);
         } else {
             lanes.waker = Some(context.waker().clone());
+            drop(lanes);
+            self.idle = true;
             return Poll::Pending;
         };
         Poll::Ready(Some(PluginMessage {
@@ -163,7 +183,7 @@ impl Stream for Frames {
 
 impl Drop for Frames {
     fn drop(&mut self) {
-        self.0.close();
+        self.outbox.close();
     }
 }
 
