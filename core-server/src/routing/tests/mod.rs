@@ -1,3 +1,6 @@
+mod again;
+mod once;
+
 use std::sync::Mutex;
 
 use tokio_stream::StreamExt as _;
@@ -277,6 +280,9 @@ async fn a_lost_link_ends_its_calls_once_with_unknown_outcome() {
         })
         .collect();
     let frame = fixture.next_call().await;
+    for _ in 1..8 {
+        fixture.next_call().await;
+    }
     fixture.absent();
     fixture
         .router
