@@ -102,6 +102,7 @@ struct Queue {
     bytes: usize,
     /// Calls that will not be sent any more, until routing takes them back. No more than were queued
     /// when the channel ended, and those that found it ended.
+    #[expect(clippy::vec_box, reason = "they come boxed and go on boxed")]
     unsent: Vec<Box<CallFrame>>,
     /// Since when the oldest waiting frame has been waiting without any frame leaving.
     stuck_since: Option<Instant>,

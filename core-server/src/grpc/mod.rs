@@ -13,6 +13,7 @@ mod convert;
 mod event_bus;
 mod gate;
 mod introspection;
+mod order;
 mod plugin_channel;
 mod plugin_manager;
 mod requests;

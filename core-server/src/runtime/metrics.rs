@@ -96,6 +96,7 @@ impl Sources {
             ),
             counter("security_denied_total", read(&gate.denied)),
             counter("channel_requests_total", read(&self.channels.requests)),
+            counter("channel_put_off_total", read(&self.channels.put_off)),
             counter(
                 "channel_unknown_frames_total",
                 read(&self.channels.unknown_frames),
