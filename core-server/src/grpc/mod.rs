@@ -11,6 +11,7 @@
 
 mod convert;
 mod event_bus;
+mod fit;
 mod gate;
 mod introspection;
 mod order;
