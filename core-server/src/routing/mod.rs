@@ -39,7 +39,7 @@ pub use provider::Availability;
 use crate::channel::{CallFrame, ChannelId, Outbound};
 use crate::error::{ApplicationFailure, Failure};
 use crate::service_registry::ServiceRegistry;
-use crate::types::{Cause, Payload, PluginName};
+use crate::types::{Cause, Payload, PluginName, Source};
 use call::Accepted;
 use deadlines::{Deadlines, Expiry, Timer};
 use provider::Provider;
@@ -211,11 +211,15 @@ impl Router {
         let timeout = call.timeout.unwrap_or(default).min(config.max_timeout);
         let mut deadline = now + timeout;
         let mut depth = 1;
-        if let (Some(Cause::Call(parent)), Some(plugin)) = (call.cause, call.caller_plugin())
+        let mut traceparent = call.traceparent;
+        if let (Some(Cause::Call(parent)), Source::Plugin(plugin)) = (call.cause, &call.caller)
             && let Some(parent) = self.provider(plugin).in_flight(parent)
         {
             depth = parent.depth + 1;
             deadline = deadline.min(parent.deadline);
+            if traceparent.is_empty() {
+                traceparent = parent.traceparent.as_deref().unwrap_or_default().to_owned();
+            }
         }
         if depth > config.max_depth {
             return Err(Error::TooDeep {
@@ -245,7 +249,7 @@ impl Router {
             caller: call.caller,
             depth,
             cause: call.cause,
-            traceparent: call.traceparent,
+            traceparent,
         };
         let wait_for_ready = call.wait_for_ready;
         Ok((

@@ -82,10 +82,12 @@ impl Step {
 }
 
 /// Facts of a call in flight, for calls nested in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Parent {
     pub(super) depth: u32,
     pub(super) deadline: Instant,
+    /// Its trace context, if it has one.
+    pub(super) traceparent: Option<Arc<str>>,
 }
 
 pub(super) struct Entry {
@@ -168,6 +170,9 @@ impl Provider {
         let parent = Parent {
             depth: frame.depth,
             deadline: frame.deadline,
+            traceparent: Some(frame.traceparent.as_str())
+                .filter(|trace| !trace.is_empty())
+                .map(Arc::from),
         };
         let caller = Caller {
             on_end,
@@ -495,7 +500,7 @@ impl Provider {
             .lock()
             .calls
             .get(&call_id)
-            .map(|entry| entry.parent)
+            .map(|entry| entry.parent.clone())
     }
 
     pub(super) fn load(&self) -> (usize, usize) {
