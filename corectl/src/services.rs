@@ -44,6 +44,14 @@ struct StatsView {
     errors: u64,
     in_flight: u64,
     total_seconds: f64,
+    latency: Vec<LatencyView>,
+}
+
+/// Calls that took at most so long; `null`: longer than any bound.
+#[derive(Debug, Serialize)]
+struct LatencyView {
+    at_most_seconds: Option<f64>,
+    calls: u64,
 }
 
 /// The JSON shape of a call's result.
@@ -77,6 +85,14 @@ impl From<ServiceInfo> for ServiceView {
                 errors: stats.errors,
                 in_flight: stats.in_flight,
                 total_seconds: stats.total_time.as_ref().map_or(0.0, time::seconds),
+                latency: stats
+                    .latency
+                    .iter()
+                    .map(|bucket| LatencyView {
+                        at_most_seconds: bucket.at_most.as_ref().map(time::seconds),
+                        calls: bucket.calls,
+                    })
+                    .collect(),
             },
         }
     }
@@ -161,7 +177,7 @@ fn show_list(services: Vec<ServiceInfo>, output: &mut Output) -> Result<(), Fail
                 "SUMMARY",
             ]);
             for info in &services {
-                let stats = info.stats.unwrap_or_default();
+                let stats = info.stats.clone().unwrap_or_default();
                 let summary = info
                     .description
                     .as_ref()
@@ -204,7 +220,7 @@ async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Fa
 fn facts(info: &ServiceInfo) -> Table {
     let nothing = ServiceDescription::default();
     let description = info.description.as_ref().unwrap_or(&nothing);
-    let stats = info.stats.unwrap_or_default();
+    let stats = info.stats.clone().unwrap_or_default();
     let word = |yes| if yes { "yes" } else { "no" };
     let mut table = Table::facts();
     table.fact("name", &description.name);

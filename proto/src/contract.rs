@@ -46,6 +46,9 @@ pub mod metadata {
     pub const OUTCOME: &str = "core-outcome";
     /// Trailer: milliseconds to wait before another try.
     pub const RETRY_MS: &str = "core-retry-ms";
+    /// Trailer: what of the error was too long for trailers: `message`, `details` or
+    /// `message,details`.
+    pub const CUT: &str = "core-cut";
     /// Trailer: `provider` when the error is the application's own.
     pub const ORIGIN: &str = "core-origin";
     /// Value of [`ORIGIN`].

@@ -39,6 +39,12 @@ struct Log {
     text: String,
 }
 
+/// Arguments of `elsewhere`.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Elsewhere {
+    pid: u32,
+}
+
 /// Arguments of `exit`.
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Exit {
@@ -74,6 +80,7 @@ struct Note {
 /// | `panic` | never: it panics |
 /// | `exit {code}` | never: its process ends |
 /// | `pid` | its process id |
+/// | `elsewhere {pid}` | its process id, but never in the process of this id; idempotent |
 #[must_use]
 pub fn echo(name: &str) -> Plugin {
     let heard: Arc<Mutex<Vec<Note>>> = Arc::default();
@@ -137,6 +144,14 @@ pub fn echo(name: &str) -> Plugin {
                 Ok(())
             }),
         )
+        .service(Service::new("elsewhere").idempotent().handle(
+            |_: Ctx, Elsewhere { pid }| async move {
+                if pid == std::process::id() {
+                    std::future::pending::<()>().await;
+                }
+                Ok(std::process::id())
+            },
+        ))
         .service(Service::new("pid").handle(|_: Ctx, (): ()| async move { Ok(std::process::id()) }))
         .on_load(move |ctx: Ctx| {
             let notes = Arc::clone(&notes);

@@ -2,7 +2,9 @@
 //! parallel. The harness is `core_tests`; its essay says how tests wait and what they leave behind.
 
 mod bad_input;
+mod call_ends;
 mod contract;
+mod counters;
 mod embedded;
 mod event_bus;
 mod handshake;
@@ -10,16 +12,19 @@ mod isolation;
 mod lifecycle;
 mod liveness;
 mod logs;
+mod order;
 mod orphans;
 mod reconnect;
 mod registry;
 mod reload;
+mod repeats;
 mod routing;
 mod security;
 mod shutdown;
 mod standard_client;
 mod state;
 mod storage;
+mod subscriptions;
 mod supervision;
 mod whole_path;
 

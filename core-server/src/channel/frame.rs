@@ -207,18 +207,25 @@ pub struct CallFrame {
     pub traceparent: String,
 }
 
+/// Fixed part of what any frame weighs, queue entry included.
+const BASE_WEIGHT: usize = 128;
+
+impl CallFrame {
+    /// See [`Outbound::weight`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        BASE_WEIGHT + self.arguments.data.len() + self.service.len() + self.traceparent.len()
+    }
+}
+
 impl Outbound {
     /// Roughly what the frame weighs in the outbox, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        /// Fixed part of any frame, queue entry included.
-        const BASE: usize = 128;
         let variable = match self {
             Self::Welcome(welcome) => welcome.config.len(),
             Self::ConfigChanged { config, .. } => config.len(),
-            Self::Call(call) => {
-                call.arguments.data.len() + call.service.len() + call.traceparent.len()
-            }
+            Self::Call(call) => return call.weight(),
             Self::Response {
                 result: Ok(message),
                 ..
@@ -252,7 +259,7 @@ impl Outbound {
             | Self::LogLevel { .. }
             | Self::DependencyChanged { .. } => 0,
         };
-        BASE + variable
+        BASE_WEIGHT + variable
     }
 
     /// Whether the frame overtakes what is queued (law 5 of the channel).

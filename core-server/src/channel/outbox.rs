@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
-use super::frame::Outbound;
+use super::frame::{CallFrame, Outbound};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 
 /// What became of a frame.
@@ -103,6 +103,10 @@ struct Queue {
     urgent: VecDeque<Outbound>,
     ordinary: VecDeque<Outbound>,
     bytes: usize,
+    /// Calls that will not be sent any more, until routing takes them back. No more than were queued
+    /// when the channel ended, and those that found it ended.
+    #[expect(clippy::vec_box, reason = "they come boxed and go on boxed")]
+    unsent: Vec<Box<CallFrame>>,
     /// Since when the oldest waiting frame has been waiting without any frame leaving.
     stuck_since: Option<Instant>,
     /// The ping last taken by the reader, and when.
@@ -128,6 +132,7 @@ impl Outbox {
             urgent: VecDeque::new(),
             ordinary: VecDeque::new(),
             bytes: 0,
+            unsent: Vec::new(),
             stuck_since: None,
             handed_ping: None,
             end: End::Open,
@@ -154,6 +159,9 @@ impl Outbox {
         let weight = frame.weight();
         let mut queue = self.shared.queue.lock();
         if !matches!(queue.end, End::Open) {
+            if let Outbound::Call(call) = frame {
+                queue.unsent.push(call);
+            }
             return Push::Closed;
         }
         let limit = self.shared.limit_bytes;
@@ -206,6 +214,27 @@ impl Outbox {
             queue.stuck_since = None;
         }
         true
+    }
+
+    /// Takes back the calls that the plugin has not been sent: those still queued, which are never sent
+    /// then, and those that found the channel ended. Each is given out once.
+    pub fn take_calls(&self) -> Vec<Box<CallFrame>> {
+        let mut queue = self.shared.queue.lock();
+        queue.set_calls_aside();
+        if queue.urgent.is_empty() && queue.ordinary.is_empty() {
+            queue.stuck_since = None;
+        }
+        std::mem::take(&mut queue.unsent)
+    }
+
+    /// As [`Self::take_calls`], for one call that found the channel ended.
+    pub fn take_call(&self, call_id: u64) -> Option<Box<CallFrame>> {
+        let mut queue = self.shared.queue.lock();
+        let place = queue
+            .unsent
+            .iter()
+            .position(|call| call.call_id == call_id)?;
+        Some(queue.unsent.swap_remove(place))
     }
 
     /// Ends the channel after what is queued has been sent.
@@ -266,7 +295,21 @@ impl Outbox {
 }
 
 impl Queue {
+    /// Moves the queued calls out of the way of the transport.
+    fn set_calls_aside(&mut self) {
+        for frame in std::mem::take(&mut self.ordinary) {
+            match frame {
+                Outbound::Call(call) => {
+                    self.bytes = self.bytes.saturating_sub(call.weight());
+                    self.unsent.push(call);
+                }
+                frame => self.ordinary.push_back(frame),
+            }
+        }
+    }
+
     fn abandon(&mut self, why: Option<Failure>) -> Option<Waker> {
+        self.set_calls_aside();
         self.urgent.clear();
         self.ordinary.clear();
         self.bytes = 0;
@@ -430,6 +473,34 @@ mod tests {
             reader.next().await,
             Some(Ok(Outbound::CallCancel { call_id: 1 }))
         ));
+    }
+
+    #[tokio::test]
+    async fn calls_that_were_not_sent_are_given_back_once_and_never_sent() {
+        let ids = |calls: Vec<Box<CallFrame>>| -> Vec<u64> {
+            calls.iter().map(|call| call.call_id).collect()
+        };
+        let (outbox, mut reader) = Outbox::new(1_000);
+        assert_eq!(outbox.push(call(1)), Push::Queued);
+        assert_eq!(outbox.push(response(2, 1)), Push::Queued);
+        let with_response = outbox.queued_bytes();
+        assert_eq!(ids(outbox.take_calls()), [1]);
+        assert!(outbox.queued_bytes() < with_response);
+        assert_eq!(next_id(&mut reader).await, 2, "the rest is still sent");
+        assert_eq!(ids(outbox.take_calls()), [0; 0]);
+
+        // Queued when the channel ends, and too late for it.
+        assert_eq!(outbox.push(call(1)), Push::Queued);
+        outbox.abort(Closed::Replaced);
+        assert_eq!(outbox.push(call(1)), Push::Closed);
+        assert_eq!(outbox.take_call(1).expect("unsent").call_id, 1);
+        assert!(outbox.take_call(2).is_none());
+        assert_eq!(ids(outbox.take_calls()), [1]);
+
+        let (outbox, reader) = Outbox::new(1_000);
+        assert_eq!(outbox.push(call(1)), Push::Queued);
+        drop(reader);
+        assert_eq!(ids(outbox.take_calls()), [1]);
     }
 
     #[tokio::test]

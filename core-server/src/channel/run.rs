@@ -65,6 +65,7 @@ pub struct Run {
     /// Over which its requests came.
     connections: Connections,
     slots: Arc<CallerSlots>,
+    watches: Arc<CallerSlots>,
 }
 
 impl Run {
@@ -82,6 +83,7 @@ impl Run {
             refused: Mutex::new(None),
             connections: Connections::new(),
             slots: Arc::default(),
+            watches: Arc::default(),
         })
     }
 
@@ -125,6 +127,12 @@ impl Run {
     #[must_use]
     pub fn slots(&self) -> &Arc<CallerSlots> {
         &self.slots
+    }
+
+    /// Its share of watches.
+    #[must_use]
+    pub fn watches(&self) -> &Arc<CallerSlots> {
+        &self.watches
     }
 
     /// Lets events flow or not. Only the plugin manager does this.

@@ -1,9 +1,10 @@
-//! A caller's share of calls in flight.
+//! A caller's share of calls in flight, and of watches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many calls a caller has in flight. One per run of a plugin, one for all operators.
+/// How many calls a caller has in flight, or watches open. One per run of a plugin; of calls one for
+/// all operators.
 #[derive(Debug, Default)]
 pub struct CallerSlots(AtomicUsize);
 

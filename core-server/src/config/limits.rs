@@ -207,6 +207,9 @@ limits! {
     /// Subscriptions of one plugin.
     subscriptions_per_plugin: subscriptions = 64, within 1, 65_536,
         at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
+    /// Watches of one plugin, of the state and of services together.
+    watches_per_plugin: watches = 64, within 1, 65_536,
+        at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
     /// Events that the log keeps for subscribers who are behind.
     event_log_events: events = 65_536, within 16, 16_777_216,
         at "the oldest are forgotten; who had not read them gets a Gap";

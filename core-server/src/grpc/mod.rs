@@ -11,8 +11,10 @@
 
 mod convert;
 mod event_bus;
+mod fit;
 mod gate;
 mod introspection;
+mod order;
 mod plugin_channel;
 mod plugin_manager;
 mod requests;
@@ -40,7 +42,7 @@ pub(crate) use convert::events::encode as encode_event;
 pub(crate) use introspection::{Information, Metric, ReadMetrics, Value};
 pub(crate) use plugin_channel::Stats as ChannelStats;
 
-use crate::channel::Closed;
+use crate::channel::{Closed, Slot};
 use crate::config::Limits;
 use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
 use crate::event_bus::EventBus;
@@ -107,11 +109,13 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         gatekeeper: gatekeeper.clone(),
         scope: scope.clone(),
         max_payload_bytes: limits.payload_bytes,
+        max_watches: limits.watches_per_plugin,
     };
     let state_engine = state_engine::Api {
         state: kernel.state,
         gatekeeper: gatekeeper.clone(),
         scope: scope.clone(),
+        max_watches: limits.watches_per_plugin,
     };
     let storage = storage::Api {
         storage: kernel.storage,
@@ -251,6 +255,39 @@ fn ended(caller: &Caller, scope: &TaskScope) -> impl Future<Output = Failure> + 
             () = stop.cancelled() => Closed::ShuttingDown.into(),
             () = run_ended => Closed::RunEnded { reason: "its streams end with it".to_owned() }.into(),
         }
+    }
+}
+
+/// A plugin has as many watches as it may.
+#[derive(Debug, thiserror::Error)]
+#[error("a plugin may have {limit} watches at once; one watch may have several patterns")]
+struct TooManyWatches {
+    limit: usize,
+}
+
+impl Classify for TooManyWatches {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::ResourceExhausted
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::TooManySubscriptions
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        vec![("limit", self.limit.to_string())]
+    }
+}
+
+/// A place for one more watch of this caller, to be held as long as it lasts. Operators have no such
+/// bound, like with subscriptions.
+fn place_for_watch(caller: &Caller, limit: usize) -> Result<Option<Slot>, TooManyWatches> {
+    match &caller.run {
+        Some(run) => match run.watches().take(limit) {
+            Some(slot) => Ok(Some(slot)),
+            None => Err(TooManyWatches { limit }),
+        },
+        None => Ok(None),
     }
 }
 

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{BadField, channel, check_size};
-use super::requests::{Answer, Requests};
-use super::{gate, status};
+use super::order::{Full, MAX_WAITING_BYTES, Order, Waiting};
+use super::requests::{Answer, Requests, effect};
+use super::{DEFAULT_TIMEOUT, gate, status};
 use crate::channel::{ChannelId, Closed, Inbound, LastRead, Outbound, Outbox, RequestFrame, Run};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::event_bus::MAX_TRACEPARENT_BYTES;
@@ -45,17 +46,25 @@ enum Error {
     Withdrawn { request_id: u64 },
     #[error("request id {request_id} is in use: ids are never reused")]
     IdInUse { request_id: u64 },
+    #[error(
+        "{limit_bytes} bytes of this channel's publishes and writes wait for storage writes sent before them; wait for some to end"
+    )]
+    TooMuchWaits { limit_bytes: usize },
+    #[error("its time ran out while it waited for the storage writes sent before it")]
+    WaitedTooLong,
 }
 
 impl Classify for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::HelloTimeout { .. } => ErrorKind::DeadlineExceeded,
+            Self::HelloTimeout { .. } | Self::WaitedTooLong => ErrorKind::DeadlineExceeded,
             Self::NotHello
             | Self::Undecodable { .. }
             | Self::BadHello(_)
             | Self::IdInUse { .. } => ErrorKind::InvalidArgument,
-            Self::TooManyRequests { .. } => ErrorKind::ResourceExhausted,
+            Self::TooManyRequests { .. } | Self::TooMuchWaits { .. } => {
+                ErrorKind::ResourceExhausted
+            }
             Self::Withdrawn { .. } => ErrorKind::Cancelled,
         }
     }
@@ -64,7 +73,8 @@ impl Classify for Error {
         match self {
             Self::HelloTimeout { .. } => Reason::HelloTimeout,
             Self::NotHello | Self::Undecodable { .. } | Self::BadHello(_) => Reason::BadHello,
-            Self::TooManyRequests { .. } => Reason::CallerBusy,
+            Self::TooManyRequests { .. } | Self::TooMuchWaits { .. } => Reason::CallerBusy,
+            Self::WaitedTooLong => Reason::Deadline,
             Self::Withdrawn { .. } => Reason::Cancelled,
             Self::IdInUse { .. } => Reason::BadField,
         }
@@ -80,6 +90,15 @@ impl Classify for Error {
                 ]
             }
             _ => Vec::new(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooManyRequests { .. } | Self::TooMuchWaits { .. } => {
+                Some(Duration::from_millis(100))
+            }
+            _ => None,
         }
     }
 }
@@ -106,6 +125,8 @@ pub(crate) struct Stats {
     pub unknown_frames: AtomicU64,
     /// Requests that came over channels.
     pub requests: AtomicU64,
+    /// Those of them that waited for a write sent before them (law 5).
+    pub put_off: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -161,6 +182,7 @@ impl plugin_channel_server::PluginChannel for Api {
             outbox,
             calls: Arc::default(),
             requests: HashMap::new(),
+            order: Order::default(),
         };
         self.scope
             .spawn("channel-reader", move |_| reader.run(messages));
@@ -191,8 +213,10 @@ struct Reader {
     caller: Caller,
     outbox: Outbox,
     calls: Calls,
-    /// Requests in progress that are no calls.
-    requests: HashMap<u64, AbortHandle>,
+    /// Requests in progress that are no calls; `None`: it cannot be withdrawn any more.
+    requests: HashMap<u64, Option<AbortHandle>>,
+    /// Publishes and writes, and those that wait for others (law 5).
+    order: Order<(Caller, RequestFrame)>,
 }
 
 impl Reader {
@@ -202,6 +226,13 @@ impl Reader {
         let gone = outbox.gone();
         tokio::pin!(gone);
         loop {
+            let expiry = self.order.expiry();
+            let expired = async move {
+                match expiry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 // The end first: frames of a replaced channel change nothing.
                 biased;
@@ -209,7 +240,11 @@ impl Reader {
                 Some((request_id, result)) = pending.next() => {
                     self.requests.remove(&request_id);
                     self.respond(request_id, result);
+                    if self.order.finished(request_id) {
+                        self.go_on_in_order(&mut pending).await;
+                    }
                 }
+                () = expired => self.expire_waiting(&mut pending).await,
                 message = messages.next() => match message {
                     // Nor do those of an ended run, whose channel may still be sent its last frames.
                     Some(Ok(_)) if self.run.ended().is_cancelled() => break,
@@ -276,6 +311,60 @@ impl Reader {
             Ok(caller) => caller,
             Err(failure) => return self.respond(request_id, Err(failure)),
         };
+        if !self.order.is_idle()
+            && let Some(effect) = effect(&request.method, &request.message)
+            && self.order.must_wait(effect)
+        {
+            return self.put_off(effect, caller, request);
+        }
+        self.begin(caller, request, pending).await;
+    }
+
+    /// Keeps a request until the writes before it are decided.
+    fn put_off(&mut self, effect: super::order::Effect, caller: Caller, request: RequestFrame) {
+        let request_id = request.request_id;
+        let waiting = Waiting {
+            request_id,
+            effect,
+            bytes: request.message.len(),
+            deadline: caller
+                .deadline
+                .unwrap_or_else(|| Instant::now() + DEFAULT_TIMEOUT),
+            request: (caller, request),
+        };
+        match self.order.wait(waiting) {
+            Ok(()) => {
+                self.api.stats.put_off.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Full) => {
+                let limit_bytes = MAX_WAITING_BYTES;
+                self.respond(request_id, Err(Error::TooMuchWaits { limit_bytes }.into()));
+            }
+        }
+    }
+
+    /// Begins what has waited, as far as its turn has come.
+    async fn go_on_in_order(&mut self, pending: &mut Pending) {
+        while let Some(waiting) = self.order.next() {
+            let (caller, request) = waiting.request;
+            self.begin(caller, request, pending).await;
+            // A write that was refused, or decided at once.
+            if !self.requests.contains_key(&waiting.request_id) {
+                self.order.finished(waiting.request_id);
+            }
+        }
+    }
+
+    async fn expire_waiting(&mut self, pending: &mut Pending) {
+        for waiting in self.order.expired(Instant::now()) {
+            self.respond(waiting.request_id, Err(Error::WaitedTooLong.into()));
+        }
+        // A write that waited only behind one of them has its turn now.
+        self.go_on_in_order(pending).await;
+    }
+
+    async fn begin(&mut self, caller: Caller, request: RequestFrame, pending: &mut Pending) {
+        let request_id = request.request_id;
         match self
             .api
             .requests
@@ -291,6 +380,15 @@ impl Reader {
                     std::task::Poll::Pending => self.go_on(request_id, future, pending),
                 }
             }
+            Answer::Write(mut future) => match futures_util::poll!(future.as_mut()) {
+                std::task::Poll::Ready(result) => self.respond(request_id, result),
+                // It has joined its queue: it goes on even if it is withdrawn, and ends as it ends.
+                std::task::Poll::Pending => {
+                    self.requests.insert(request_id, None);
+                    self.order.begun(request_id);
+                    pending.push(future.map(move |result| (request_id, result)).boxed());
+                }
+            },
         }
     }
 
@@ -301,7 +399,7 @@ impl Reader {
         pending: &mut Pending,
     ) {
         let (abort, registration) = AbortHandle::new_pair();
-        self.requests.insert(request_id, abort);
+        self.requests.insert(request_id, Some(abort));
         let withdrawn = move |_: Aborted| Err(Error::Withdrawn { request_id }.into());
         let future = Abortable::new(future, registration)
             .map(move |result| (request_id, result.unwrap_or_else(withdrawn)));
@@ -327,8 +425,11 @@ impl Reader {
 
     fn withdraw(&mut self, request_id: u64) {
         if let Some(abort) = self.requests.get(&request_id) {
-            abort.abort();
+            abort.iter().for_each(AbortHandle::abort);
             return;
+        }
+        if self.order.withdraw(request_id).is_some() {
+            return self.respond(request_id, Err(Error::Withdrawn { request_id }.into()));
         }
         // Taken out of the lock before it is dropped: dropping cancels, and the end takes the lock.
         let ticket = self
@@ -343,11 +444,14 @@ impl Reader {
     fn admit(&self, request: &RequestFrame) -> Result<(), Failure> {
         let request_id = request.request_id;
         let calls = self.calls.lock();
-        if calls.contains_key(&request_id) || self.requests.contains_key(&request_id) {
+        if calls.contains_key(&request_id)
+            || self.requests.contains_key(&request_id)
+            || self.order.contains(request_id)
+        {
             return Err(Error::IdInUse { request_id }.into());
         }
         let limit = self.api.limits.max_requests;
-        if calls.len() + self.requests.len() >= limit {
+        if calls.len() + self.requests.len() + self.order.len() >= limit {
             return Err(Error::TooManyRequests { limit }.into());
         }
         drop(calls);

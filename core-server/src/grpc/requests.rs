@@ -8,6 +8,7 @@ use core_proto::v1;
 use prost::Message;
 use tokio::time::Instant;
 
+use super::order::Effect;
 use super::{DEFAULT_TIMEOUT, Expired, event_bus, service_registry, state_engine, storage};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::routing::Call;
@@ -59,6 +60,22 @@ pub(super) enum Answer {
     Call(Result<Call, Failure>),
     /// It goes on; polling it the first time hands it to whoever does it.
     Later(Later),
+    /// As `Later`, a write of the storage: what is sent after it may have to wait for it.
+    Write(Later),
+}
+
+/// What a request does that must keep its order among those of its channel, if anything.
+pub(super) fn effect(method: &str, message: &Bytes) -> Option<Effect> {
+    let publishes = match method {
+        "EventBus/Publish" | "EventBus/PublishBatch" | "StateEngine/Set" | "StateEngine/Delete" => {
+            return Some(Effect::AtOnce);
+        }
+        "Storage/Set" | "Storage/Delete" => false,
+        "Storage/Apply" => v1::StorageApplyRequest::decode(message.clone())
+            .is_ok_and(|request| !request.events.is_empty()),
+        _ => return None,
+    };
+    Some(Effect::Write { publishes })
 }
 
 /// The handlers behind the frames.
@@ -124,6 +141,12 @@ impl Requests {
                     this.storage.$handler(&caller, request).await
                 })
             }};
+            (write $handler:ident) => {
+                match storage!($handler) {
+                    Answer::Later(handling) => Answer::Write(handling),
+                    answer => answer,
+                }
+            };
         }
         let Self {
             event_bus,
@@ -154,9 +177,9 @@ impl Requests {
             "ServiceRegistry/Describe" => now(method, message, |m| service_registry.describe(&m)),
             "Storage/Get" => storage!(get),
             "Storage/GetMany" => storage!(get_many),
-            "Storage/Set" => storage!(set),
-            "Storage/Delete" => storage!(delete),
-            "Storage/Apply" => storage!(apply),
+            "Storage/Set" => storage!(write set),
+            "Storage/Delete" => storage!(write delete),
+            "Storage/Apply" => storage!(write apply),
             "Storage/ListKeys" => storage!(list_keys),
             "Storage/Scan" => storage!(scan),
             _ => {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::convert::{BadField, check_size, page_size, registry, up_to_page_bytes};
-use super::{gate, status, unary};
+use super::{gate, place_for_watch, status, unary};
 use crate::channel::Run;
 use crate::error::Failure;
 use crate::event_bus::MAX_CONTENT_TYPE_BYTES;
@@ -24,6 +24,7 @@ pub(super) struct Api {
     pub(super) gatekeeper: Gatekeeper,
     pub(super) scope: TaskScope,
     pub(super) max_payload_bytes: usize,
+    pub(super) max_watches: usize,
 }
 
 impl Api {
@@ -206,7 +207,9 @@ impl service_registry_server::ServiceRegistry for Api {
         use v1::service_registry_watch_response::Item;
         let caller = gate::caller(&request)?;
         let pattern = pattern(&request.get_ref().pattern).map_err(status::from_failure)?;
-        let items = self.registry.watch(pattern).map(|item| {
+        let place = place_for_watch(&caller, self.max_watches).map_err(status::from_failure)?;
+        let items = self.registry.watch(pattern).map(move |item| {
+            let _held = &place;
             let item = match item {
                 WatchItem::Service(info) => Item::Service(registry::info_to_proto(&info)),
                 WatchItem::Unregistered(name) => Item::Unregistered(name.to_string()),

@@ -18,6 +18,7 @@ pub(super) struct Api {
     pub(super) state: StateEngine,
     pub(super) gatekeeper: Gatekeeper,
     pub(super) scope: TaskScope,
+    pub(super) max_watches: usize,
 }
 
 impl Api {
@@ -165,10 +166,12 @@ impl state_engine_server::StateEngine for Api {
                 include_initial: message.include_initial,
                 include_reports: message.include_reports,
             };
-            Ok::<_, Failure>(self.state.watch(request)?)
+            let place = super::place_for_watch(&caller, self.max_watches)?;
+            Ok::<_, Failure>((self.state.watch(request)?, place))
         };
-        let watch = open(request.into_inner()).map_err(status::from_failure)?;
-        let items = watch.map(|item| {
+        let (watch, place) = open(request.into_inner()).map_err(status::from_failure)?;
+        let items = watch.map(move |item| {
+            let _held = &place;
             Ok(match item {
                 WatchItem::Changes(changes) => v1::StateEngineWatchResponse {
                     changes: changes.iter().map(state::change).collect(),

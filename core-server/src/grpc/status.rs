@@ -6,6 +6,7 @@ use prost::Message as _;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use super::fit::fit;
 use crate::error::{ApplicationFailure, ErrorKind, Failure, Outcome, SystemFailure};
 
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
@@ -93,10 +94,13 @@ fn system_body(failure: &SystemFailure) -> rpc::Status {
 /// A failure as the status of an RPC, with the plain trailers for clients without rich errors.
 pub(super) fn from_failure(failure: impl Into<Failure>) -> Status {
     let failure = failure.into();
-    let body = body(&failure);
+    let (body, cut) = fit(body(&failure));
     let encoded = body.encode_to_vec().into();
     let mut status = Status::with_details(Code::from_i32(body.code), body.message, encoded);
     let trailers = status.metadata_mut();
+    if let Some(cut) = cut {
+        trailers.insert(metadata::CUT, MetadataValue::from_static(cut));
+    }
     match &failure {
         Failure::System(failure) => {
             trailers.insert(

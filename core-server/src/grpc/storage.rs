@@ -160,7 +160,7 @@ impl Api {
             .into());
         }
         // They wait with the write, so they are bounded like it.
-        let bytes = request.events.iter().map(|event| event.data.len()).sum();
+        let bytes: usize = request.events.iter().map(|event| event.data.len()).sum();
         self.events.bus.check_batch(request.events.len(), bytes)?;
         // Judged before the commit: an event that could not be published must refuse the write, not
         // follow it as a surprise.
@@ -186,6 +186,7 @@ impl Api {
             checks,
             ops,
             after_commit,
+            after_commit_bytes: bytes,
         };
         let applied = self.storage.apply(apply, deadline(caller)).await?;
         Ok(v1::StorageApplyResponse {

@@ -84,8 +84,12 @@ pub enum Error {
         dispatched: bool,
     },
     /// The caller gave up.
-    #[error("the call was cancelled by its caller")]
-    Cancelled,
+    #[error("the call was cancelled by its caller ({})",
+        if *dispatched { "the provider had the call" } else { "it was not dispatched" })]
+    Cancelled {
+        /// The provider already had it.
+        dispatched: bool,
+    },
     /// The core is stopping.
     #[error("the core is stopping; call again when it is back")]
     ShuttingDown,
@@ -112,7 +116,7 @@ impl Classify for Error {
             | Self::ProviderNotReading { .. }
             | Self::CallerBusy { .. } => ErrorKind::ResourceExhausted,
             Self::Expired { .. } => ErrorKind::DeadlineExceeded,
-            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::TooDeep { .. } => ErrorKind::FailedPrecondition,
         }
     }
@@ -126,7 +130,7 @@ impl Classify for Error {
             Self::CallerBusy { .. } => Reason::CallerBusy,
             Self::ProviderLost { .. } => Reason::ProviderLost,
             Self::Expired { .. } => Reason::Deadline,
-            Self::Cancelled => Reason::Cancelled,
+            Self::Cancelled { .. } => Reason::Cancelled,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::TooDeep { .. } => Reason::CallDepth,
         }
@@ -160,7 +164,8 @@ impl Classify for Error {
                     ("dispatched", dispatched.to_string()),
                 ]
             }
-            Self::Cancelled | Self::ShuttingDown => Vec::new(),
+            Self::Cancelled { dispatched } => vec![("dispatched", dispatched.to_string())],
+            Self::ShuttingDown => Vec::new(),
             Self::TooDeep { limit } => vec![("limit", limit.to_string())],
         }
     }
@@ -182,7 +187,8 @@ impl Classify for Error {
             Self::ProviderLost { .. }
             | Self::Expired {
                 dispatched: true, ..
-            } => Outcome::Unknown,
+            }
+            | Self::Cancelled { dispatched: true } => Outcome::Unknown,
             _ => Outcome::NotApplied,
         }
     }

@@ -7,8 +7,10 @@
 //! Invariants
 //! - Every call ends exactly once: whoever takes it out of its provider's table ends it.
 //! - Calls to different providers share no lock that anyone holds long; one slow call blocks none.
-//! - A call is dispatched only over the link its provider had at that moment; a lost link ends the
-//!   calls on it as `PROVIDER_LOST`.
+//! - A call is dispatched only over the link its provider had at that moment. A lost link ends the
+//!   calls on it as `PROVIDER_LOST`, but for those that go back in line: what was never sent, and what
+//!   is declared idempotent, at most twice, inside the deadline (`repeat`). There they wait as any other
+//!   caller of an absent provider does, or end as it would, `PROVIDER_LOST` if they may have taken effect.
 //! - A place is freed by the provider's answer, or 5 s after the caller gave up.
 //!
 //! When full: 256 places per provider (the plugin may say otherwise), then a line of 1,024, then
@@ -17,7 +19,9 @@
 mod call;
 mod deadlines;
 mod error;
+mod loss;
 mod provider;
+mod repeat;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +39,7 @@ pub use provider::Availability;
 use crate::channel::{CallFrame, ChannelId, Outbound};
 use crate::error::{ApplicationFailure, Failure};
 use crate::service_registry::ServiceRegistry;
-use crate::types::{Cause, Payload, PluginName};
+use crate::types::{Cause, Payload, PluginName, Source};
 use call::Accepted;
 use deadlines::{Deadlines, Expiry, Timer};
 use provider::Provider;
@@ -86,6 +90,8 @@ pub struct Stats {
     pub cancelled: AtomicU64,
     /// Calls whose provider went away.
     pub lost: AtomicU64,
+    /// Calls that went back in line because their link was lost.
+    pub repeated: AtomicU64,
     /// Answers that nobody waited for: second, late or foreign ones.
     pub answers_dropped: AtomicU64,
 }
@@ -181,7 +187,7 @@ impl Router {
         );
         let result = receiver
             .await
-            .unwrap_or_else(|_| Err(Error::Cancelled.into()));
+            .unwrap_or_else(|_| Err(Error::Cancelled { dispatched: true }.into()));
         ticket.forget();
         result
     }
@@ -205,11 +211,15 @@ impl Router {
         let timeout = call.timeout.unwrap_or(default).min(config.max_timeout);
         let mut deadline = now + timeout;
         let mut depth = 1;
-        if let (Some(Cause::Call(parent)), Some(plugin)) = (call.cause, call.caller_plugin())
+        let mut traceparent = call.traceparent;
+        if let (Some(Cause::Call(parent)), Source::Plugin(plugin)) = (call.cause, &call.caller)
             && let Some(parent) = self.provider(plugin).in_flight(parent)
         {
             depth = parent.depth + 1;
             deadline = deadline.min(parent.deadline);
+            if traceparent.is_empty() {
+                traceparent = parent.traceparent.as_deref().unwrap_or_default().to_owned();
+            }
         }
         if depth > config.max_depth {
             return Err(Error::TooDeep {
@@ -239,7 +249,7 @@ impl Router {
             caller: call.caller,
             depth,
             cause: call.cause,
-            traceparent: call.traceparent,
+            traceparent,
         };
         let wait_for_ready = call.wait_for_ready;
         Ok((
@@ -280,6 +290,9 @@ impl Router {
         } = &*self.shared;
         while !step.is_empty() {
             let mut next = provider::Step::default();
+            if step.repeated > 0 {
+                stats.repeated.fetch_add(step.repeated, Ordering::Relaxed);
+            }
             for timer in step.timers {
                 deadlines.remove(timer);
             }
@@ -305,7 +318,8 @@ impl Router {
             for (link, frame) in step.dispatch {
                 let call_id = frame.call_id;
                 stats.dispatched.fetch_add(1, Ordering::Relaxed);
-                next.merge(provider.pushed(call_id, link.outbox.push(Outbound::Call(frame))));
+                let push = link.outbox.push(Outbound::Call(frame));
+                next.merge(provider.pushed(&link, call_id, push));
             }
             for ended in step.ended {
                 stats.count(&ended.result);
@@ -383,8 +397,8 @@ impl Router {
         self.shared.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the calls in flight on a channel as `PROVIDER_LOST`, and the dispatch on it: callers wait
-    /// until the next availability is told.
+    /// Ends the calls in flight on a channel as `PROVIDER_LOST`, but for those that may be dispatched
+    /// again, and the dispatch on it: callers wait until the next availability is told.
     pub fn link_lost(&self, plugin: &PluginName, channel: ChannelId) {
         let provider = self.provider(plugin);
         let step = provider.link_lost(channel, &self.shared.config, Instant::now());

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::call::{Accepted, Ended};
 use super::deadlines::Timer;
+use super::repeat::Tries;
 use super::{Config, Error, OnEnd};
 use crate::channel::{CallFrame, ChannelId, Link, Push, Slot};
 use crate::error::{ApplicationFailure, Failure};
@@ -53,6 +54,8 @@ pub(super) struct Step {
     pub(super) timers: Vec<Timer>,
     /// Waiting callers are to be answered then.
     pub(super) suspended_until: Option<Instant>,
+    /// How many calls went back in line.
+    pub(super) repeated: u64,
 }
 
 impl Step {
@@ -62,6 +65,7 @@ impl Step {
             && self.cancel.is_none()
             && self.timers.is_empty()
             && self.suspended_until.is_none()
+            && self.repeated == 0
     }
 
     pub(super) fn merge(&mut self, other: Self) {
@@ -73,54 +77,60 @@ impl Step {
             self.cancel = other.cancel;
         }
         self.suspended_until = self.suspended_until.or(other.suspended_until);
+        self.repeated += other.repeated;
     }
 }
 
 /// Facts of a call in flight, for calls nested in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Parent {
     pub(super) depth: u32,
     pub(super) deadline: Instant,
+    /// Its trace context, if it has one.
+    pub(super) traceparent: Option<Arc<str>>,
 }
 
-struct Entry {
-    place: Place,
+pub(super) struct Entry {
+    pub(super) place: Place,
     /// `None` once the caller has been answered and only the place is held.
-    caller: Option<Caller>,
+    pub(super) caller: Option<Caller>,
     /// Of the caller's deadline; once the caller is gone, of the place.
     timer: Option<Timer>,
     parent: Parent,
-    service: Arc<Service>,
+    pub(super) service: Arc<Service>,
+    pub(super) tries: Tries,
+    /// Of a call that its provider has and that may be dispatched again: what to dispatch.
+    pub(super) copy: Option<Box<CallFrame>>,
 }
 
-enum Place {
+pub(super) enum Place {
     /// In line; the frame is still here.
     Waiting(Box<CallFrame>),
     /// At the provider, over this link.
     Taken(Link),
 }
 
-struct Caller {
+pub(super) struct Caller {
     on_end: OnEnd,
     accepted_at: Instant,
     slot: Slot,
     wait_for_ready: bool,
 }
 
-struct Table {
-    availability: Availability,
-    suspended_until: Option<Instant>,
-    calls: HashMap<u64, Entry>,
-    line: VecDeque<u64>,
+pub(super) struct Table {
+    pub(super) availability: Availability,
+    pub(super) suspended_until: Option<Instant>,
+    pub(super) calls: HashMap<u64, Entry>,
+    pub(super) line: VecDeque<u64>,
     taken: usize,
 }
 
 /// A plugin as the provider of its services.
 pub(super) struct Provider {
-    plugin: PluginName,
+    pub(super) plugin: PluginName,
     /// Guards the table. Invariant: `taken` counts the entries whose place is taken; `line` holds the
     /// others in order of arrival.
-    table: Mutex<Table>,
+    pub(super) table: Mutex<Table>,
     idle: Notify,
 }
 
@@ -160,6 +170,9 @@ impl Provider {
         let parent = Parent {
             depth: frame.depth,
             deadline: frame.deadline,
+            traceparent: Some(frame.traceparent.as_str())
+                .filter(|trace| !trace.is_empty())
+                .map(Arc::from),
         };
         let caller = Caller {
             on_end,
@@ -183,12 +196,15 @@ impl Provider {
                 table.taken += 1;
                 let place = Place::Taken(link.clone());
                 service.stats.began();
+                let copy = copy_of(&frame, &service);
                 let entry = Entry {
                     place,
                     caller: Some(caller),
                     timer: None,
                     parent,
                     service,
+                    tries: Tries::default(),
+                    copy,
                 };
                 table.calls.insert(call_id, entry);
                 step.dispatch.push((link, Box::new(frame)));
@@ -230,13 +246,15 @@ impl Provider {
             timer: None,
             parent,
             service,
+            tries: Tries::default(),
+            copy: None,
         };
         table.calls.insert(call_id, entry);
         table.line.push_back(call_id);
         step
     }
 
-    fn no_provider(&self, table: &Table, service: &Service) -> Error {
+    pub(super) fn no_provider(&self, table: &Table, service: &Service) -> Error {
         let retry_after = match table.availability {
             Availability::Absent { retry_after } => retry_after,
             _ => Some(Duration::from_millis(250)),
@@ -248,28 +266,35 @@ impl Provider {
         }
     }
 
-    /// What the outbox said of a dispatched call.
-    pub(super) fn pushed(&self, call_id: u64, push: Push) -> Step {
+    /// What the outbox of this link said of a call that was dispatched over it.
+    pub(super) fn pushed(&self, link: &Link, call_id: u64, push: Push) -> Step {
         let mut step = Step::default();
         if push == Push::Queued {
             return step;
         }
         let mut table = self.table.lock();
-        // Gone when the loss of the link has ended it already.
-        let Some(entry) = self.remove(&mut table, call_id) else {
+        // Not so when the loss of the link has been told already.
+        if !table
+            .calls
+            .get(&call_id)
+            .is_some_and(|entry| entry.is_over(link.channel))
+        {
             return step;
-        };
-        let error = match push {
-            Push::Full => Error::ProviderNotReading {
-                plugin: self.plugin.clone(),
-            },
-            Push::Closed | Push::Queued => self.no_provider(&table, &entry.service),
-        };
-        entry.end(&mut step, Err(error.into()));
+        }
         if push == Push::Full {
+            if let Some(entry) = self.remove(&mut table, call_id) {
+                let error = Error::ProviderNotReading {
+                    plugin: self.plugin.clone(),
+                };
+                entry.end(&mut step, Err(error.into()));
+            }
             // The place is free again, and nothing else would offer it to those that wait.
             step.merge(self.fill(&mut table));
+            return step;
         }
+        let unsent = link.outbox.take_call(call_id);
+        self.lose(&mut table, &mut step, call_id, unsent);
+        step.merge(self.look_after_line(&mut table, Instant::now()));
         step
     }
 
@@ -281,11 +306,10 @@ impl Provider {
         result: Result<Payload, ApplicationFailure>,
     ) -> Option<Step> {
         let mut table = self.table.lock();
-        let on_this_channel = |entry: &&Entry| match &entry.place {
-            Place::Taken(link) => link.channel == channel,
-            Place::Waiting(_) => false,
-        };
-        table.calls.get(&call_id).filter(on_this_channel)?;
+        table
+            .calls
+            .get(&call_id)
+            .filter(|entry| entry.is_over(channel))?;
         let entry = self.remove(&mut table, call_id)?;
         let mut step = self.fill(&mut table);
         // When its caller gave up, the answer only frees the place.
@@ -317,23 +341,25 @@ impl Provider {
         };
         let service = Arc::clone(&entry.service);
         step.timers.extend(entry.timer.take());
-        let dispatched = match &entry.place {
+        // One that waits to be dispatched again may have taken effect before.
+        let mut dispatched = entry.tries.reached;
+        match &entry.place {
             Place::Taken(link) => {
                 step.cancel = Some((link.clone(), call_id));
-                true
+                entry.copy = None;
+                dispatched = true;
             }
-            Place::Waiting(_) => false,
-        };
-        if !dispatched {
-            self.remove(&mut table, call_id);
-            table.line.retain(|waiting| *waiting != call_id);
+            Place::Waiting(_) => {
+                self.remove(&mut table, call_id);
+                table.line.retain(|waiting| *waiting != call_id);
+            }
         }
         let error = match why {
             Why::Expired => Error::Expired {
                 service: service.name.clone(),
                 dispatched,
             },
-            Why::Cancelled => Error::Cancelled,
+            Why::Cancelled => Error::Cancelled { dispatched },
         };
         step.ended.push(caller.end(service, Err(error.into())));
         step
@@ -398,7 +424,7 @@ impl Provider {
     }
 
     /// Ends the waiting calls that did not ask to wait for a provider.
-    fn refuse_waiting(&self, table: &mut Table) -> Step {
+    pub(super) fn refuse_waiting(&self, table: &mut Table) -> Step {
         let mut step = Step::default();
         let line = std::mem::take(&mut table.line);
         for call_id in line {
@@ -414,6 +440,7 @@ impl Provider {
                 continue;
             }
             let error = match table.availability {
+                _ if entry.tries.reached => self.lost(&entry.service),
                 Availability::Degraded => Error::Degraded {
                     service: entry.service.name.clone(),
                     plugin: self.plugin.clone(),
@@ -427,44 +454,8 @@ impl Provider {
         step
     }
 
-    /// Ends the calls on a link. Until the next availability is told, nothing more is dispatched on
-    /// it, and callers wait as for a provider that may come back.
-    pub(super) fn link_lost(&self, channel: ChannelId, config: &Config, now: Instant) -> Step {
-        let mut table = self.table.lock();
-        let mut step = Step::default();
-        if matches!(&table.availability, Availability::Ready(link) if link.channel == channel) {
-            step.suspended_until = Some(now + config.suspended_wait);
-            table.suspended_until = step.suspended_until;
-            table.availability = Availability::Suspended;
-        }
-        let on_it = |entry: &Entry| match &entry.place {
-            Place::Taken(link) => link.channel == channel,
-            Place::Waiting(_) => false,
-        };
-        let mut lost: Vec<u64> = table
-            .calls
-            .iter()
-            .filter(|(_, entry)| on_it(entry))
-            .map(|(id, _)| *id)
-            .collect();
-        lost.sort_unstable();
-        for call_id in lost {
-            let Some(entry) = self.remove(&mut table, call_id) else {
-                continue;
-            };
-            let service = entry.service.name.clone();
-            let error = Error::ProviderLost {
-                service,
-                plugin: self.plugin.clone(),
-            };
-            entry.end(&mut step, Err(error.into()));
-        }
-        step.merge(self.fill(&mut table));
-        step
-    }
-
     /// Gives free places to those that wait, in order of arrival.
-    fn fill(&self, table: &mut Table) -> Step {
+    pub(super) fn fill(&self, table: &mut Table) -> Step {
         let mut step = Step::default();
         let Availability::Ready(link) = &table.availability else {
             return step;
@@ -482,6 +473,7 @@ impl Provider {
             };
             let taken = Place::Taken(link.clone());
             if let Place::Waiting(frame) = std::mem::replace(&mut entry.place, taken) {
+                entry.copy = copy_of(&frame, &entry.service);
                 entry.service.stats.began();
                 table.taken += 1;
                 step.dispatch.push((link.clone(), frame));
@@ -490,7 +482,7 @@ impl Provider {
         step
     }
 
-    fn remove(&self, table: &mut Table, call_id: u64) -> Option<Entry> {
+    pub(super) fn remove(&self, table: &mut Table, call_id: u64) -> Option<Entry> {
         let entry = table.calls.remove(&call_id)?;
         if matches!(entry.place, Place::Taken(_)) {
             entry.service.stats.left();
@@ -508,7 +500,7 @@ impl Provider {
             .lock()
             .calls
             .get(&call_id)
-            .map(|entry| entry.parent)
+            .map(|entry| entry.parent.clone())
     }
 
     pub(super) fn load(&self) -> (usize, usize) {
@@ -548,9 +540,22 @@ impl Caller {
     }
 }
 
+/// What is kept of a call that goes to its provider, in case it must be dispatched again.
+fn copy_of(frame: &CallFrame, service: &Service) -> Option<Box<CallFrame>> {
+    service
+        .description
+        .idempotent
+        .then(|| Box::new(frame.clone()))
+}
+
 impl Entry {
+    /// It was dispatched over this channel and has not left it.
+    fn is_over(&self, channel: ChannelId) -> bool {
+        matches!(&self.place, Place::Taken(link) if link.channel == channel)
+    }
+
     /// Ends a call that has left the table: its caller, unless answered already, and its timer.
-    fn end(self, step: &mut Step, result: Result<Payload, Failure>) {
+    pub(super) fn end(self, step: &mut Step, result: Result<Payload, Failure>) {
         step.timers.extend(self.timer);
         let service = self.service;
         step.ended

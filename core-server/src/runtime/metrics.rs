@@ -73,6 +73,7 @@ impl Sources {
             counter("calls_expired_total", read(&routing.expired)),
             counter("calls_cancelled_total", read(&routing.cancelled)),
             counter("calls_lost_total", read(&routing.lost)),
+            counter("calls_repeated_total", read(&routing.repeated)),
             counter(
                 "calls_answers_dropped_total",
                 read(&routing.answers_dropped),
@@ -95,6 +96,7 @@ impl Sources {
             ),
             counter("security_denied_total", read(&gate.denied)),
             counter("channel_requests_total", read(&self.channels.requests)),
+            counter("channel_put_off_total", read(&self.channels.put_off)),
             counter(
                 "channel_unknown_frames_total",
                 read(&self.channels.unknown_frames),

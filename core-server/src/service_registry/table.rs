@@ -27,13 +27,21 @@ pub struct Service {
     registered_at: Option<SystemTime>,
 }
 
+/// Upper bounds of the histogram, in microseconds: from a tenth of a call between two plugins on one
+/// machine to the deadline of a call that names none. What took longer counts in one more.
+const LATENCY_BOUNDS: [u64; 18] = [
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
 /// Counters of one service.
 #[derive(Debug, Default)]
 pub struct ServiceStats {
-    calls: AtomicU64,
     errors: AtomicU64,
     in_flight: AtomicU64,
     total_micros: AtomicU64,
+    /// Calls that ended, by how long they took.
+    latency: [AtomicU64; LATENCY_BOUNDS.len() + 1],
 }
 
 impl ServiceStats {
@@ -49,10 +57,11 @@ impl ServiceStats {
 
     /// A call ended for its caller, dispatched or not.
     pub fn ended(&self, took: Duration, failed: bool) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
         self.errors.fetch_add(u64::from(failed), Ordering::Relaxed);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.total_micros.fetch_add(micros, Ordering::Relaxed);
+        let bucket = LATENCY_BOUNDS.partition_point(|bound| *bound < micros);
+        self.latency[bucket].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Calls that ended, those with an error among them, those at the provider now, and the sum of
@@ -61,11 +70,24 @@ impl ServiceStats {
     pub fn snapshot(&self) -> (u64, u64, u64, Duration) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (
-            load(&self.calls),
+            self.latency.iter().map(load).sum(),
             load(&self.errors),
             load(&self.in_flight),
             Duration::from_micros(load(&self.total_micros)),
         )
+    }
+
+    /// How many calls took how long: at most the bound, and longer than the one before; `None` is
+    /// longer than all. Only those that counted something.
+    #[must_use]
+    pub fn latency(&self) -> Vec<(Option<Duration>, u64)> {
+        let bounds = LATENCY_BOUNDS.iter().copied().map(Duration::from_micros);
+        let bounds = bounds.map(Some).chain([None]);
+        let counts = self
+            .latency
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        bounds.zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 }
 

@@ -148,3 +148,26 @@ fn watchers_that_are_gone_leave_nothing_behind() {
     assert!(registry.watchers.len() < 100, "{}", registry.watchers.len());
     drop(kept);
 }
+
+#[test]
+fn each_call_counts_in_the_bucket_of_its_time() {
+    let stats = ServiceStats::default();
+    let micros = Duration::from_micros;
+    for took in [0, 25, 26, 1_000, 1_001, 9_999_999, 10_000_000, 10_000_001] {
+        stats.ended(micros(took), took == 26);
+    }
+    stats.ended(Duration::MAX, true);
+    assert_eq!(
+        stats.latency(),
+        [
+            (Some(micros(25)), 2),
+            (Some(micros(50)), 1),
+            (Some(micros(1_000)), 1),
+            (Some(micros(2_500)), 1),
+            (Some(micros(10_000_000)), 2),
+            (None, 2),
+        ]
+    );
+    let (calls, errors, in_flight, _) = stats.snapshot();
+    assert_eq!((calls, errors, in_flight), (9, 2, 0));
+}

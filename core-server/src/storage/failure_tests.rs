@@ -153,6 +153,7 @@ async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
             after_commit: Some(Box::new(move |_| {
                 after_commit.fetch_add(1, Ordering::SeqCst);
             })),
+            after_commit_bytes: 0,
         };
         let error = storage.apply(write, soon()).await.expect_err("fails");
         assert_eq!(error.reason(), Reason::StorageFailed);

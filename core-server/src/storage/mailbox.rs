@@ -25,14 +25,17 @@ const BATCH_BYTES: usize = 1 << 20;
 pub(super) struct Command {
     pub(super) commit: Commit,
     pub(super) after_commit: Option<AfterCommit>,
+    pub(super) after_commit_bytes: usize,
     pub(super) deadline: Instant,
     pub(super) claim: Claim,
     pub(super) answer: oneshot::Sender<Result<Applied, Error>>,
 }
 
 impl Command {
+    /// What it holds while it waits, its events included.
     fn bytes(&self) -> usize {
-        self.commit.ops.iter().map(|op| op.size_bytes()).sum()
+        let ops = self.commit.ops.iter().map(|op| op.size_bytes());
+        ops.sum::<usize>() + self.after_commit_bytes
     }
 }
 
@@ -184,6 +187,7 @@ mod tests {
                 ops: (0..ops).map(set).collect(),
             },
             after_commit: None,
+            after_commit_bytes: 0,
             deadline: Instant::now(),
             claim: Claim::default(),
             answer: oneshot::channel().0,
@@ -223,6 +227,19 @@ mod tests {
         assert_eq!(mailbox.push(command(1, 5)), Err(Refused::Full));
         assert_eq!(sizes(&mailbox).len(), 2);
         assert_eq!(mailbox.push(command(1, 1_000)), Ok(()));
+    }
+
+    #[test]
+    fn the_events_of_a_write_count_with_it() {
+        let mailbox = Mailbox::new(100, 1 << 10);
+        let with_events = |bytes| Command {
+            after_commit_bytes: bytes,
+            ..command(1, 10)
+        };
+        assert_eq!(mailbox.push(with_events(1_000)), Ok(()));
+        assert_eq!(mailbox.push(with_events(10)), Err(Refused::Full));
+        assert_eq!(sizes(&mailbox), [1]);
+        assert_eq!(mailbox.push(with_events(1_000)), Ok(()), "room again");
     }
 
     #[test]

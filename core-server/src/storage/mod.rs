@@ -341,12 +341,14 @@ impl Storage {
     }
 
     fn enqueue(&self, apply: Apply, deadline: Instant) -> Result<Waiting, Error> {
+        let after_commit_bytes = apply.after_commit_bytes;
         let (commit, after_commit) = apply.check(self.inner.max_value_bytes)?;
         let (answer, receiver) = oneshot::channel();
         let claim = Claim::default();
         let command = Command {
             commit,
             after_commit,
+            after_commit_bytes,
             deadline,
             claim: claim.clone(),
             answer,

@@ -35,6 +35,8 @@ pub struct Apply {
     /// dropped uncalled if it does not commit. It holds up every other write: it must be quick and
     /// must not wait for storage.
     pub after_commit: Option<AfterCommit>,
+    /// What it holds in memory; it counts as the write's own bytes do while both wait.
+    pub after_commit_bytes: usize,
 }
 
 impl Apply {
@@ -97,6 +99,7 @@ pub(super) fn single(namespace: &Namespace, op: Op, if_revision: Option<Revision
         checks: check.into_iter().collect(),
         ops: vec![op],
         after_commit: None,
+        after_commit_bytes: 0,
     }
 }
 
@@ -204,6 +207,7 @@ mod tests {
             checks: Vec::new(),
             ops,
             after_commit: None,
+            after_commit_bytes: 0,
         };
         apply.check(256 << 10).map(|_| ())
     }

@@ -28,6 +28,11 @@ fn services_are_listed_across_pages_and_by_pattern() {
     assert_eq!(service["input_schema"], json!({"type": "object"}));
     assert_eq!(service["output_schema"], json!(null));
     assert_eq!(service["stats"]["total_seconds"], 0.01);
+    let bucket = &service["stats"]["latency"][0];
+    assert_eq!(
+        (&bucket["at_most_seconds"], &bucket["calls"]),
+        (&0.0025.into(), &4.into())
+    );
 }
 
 #[test]

@@ -65,6 +65,11 @@ fn description_to_proto(service: &ServiceDescription) -> v1::ServiceDescription 
 
 pub(in crate::grpc) fn info_to_proto(service: &ServiceInfo) -> v1::ServiceInfo {
     let (calls, errors, in_flight, total_time) = service.stats.snapshot();
+    let latency = service.stats.latency().into_iter();
+    let latency = latency.map(|(at_most, calls)| v1::LatencyBucket {
+        at_most: at_most.and_then(duration_to_proto),
+        calls,
+    });
     v1::ServiceInfo {
         description: Some(description_to_proto(&service.description)),
         provider: service.provider.to_string(),
@@ -75,6 +80,7 @@ pub(in crate::grpc) fn info_to_proto(service: &ServiceInfo) -> v1::ServiceInfo {
             errors,
             in_flight,
             total_time: duration_to_proto(total_time),
+            latency: latency.collect(),
         }),
     }
 }

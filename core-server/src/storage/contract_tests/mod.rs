@@ -117,6 +117,7 @@ fn apply(space: &Namespace, checks: &[(&str, u64)], ops: Vec<Op>) -> Apply {
         checks: checks.iter().map(check).collect(),
         ops,
         after_commit: None,
+        after_commit_bytes: 0,
     }
 }
 

@@ -433,6 +433,13 @@ fn services() -> Vec<ServiceInfo> {
                 seconds: 0,
                 nanos: 10_000_000,
             }),
+            latency: vec![LatencyBucket {
+                at_most: Some(prost_types::Duration {
+                    seconds: 0,
+                    nanos: 2_500_000,
+                }),
+                calls: 4,
+            }],
         }),
     };
     vec![

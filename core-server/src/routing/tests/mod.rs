@@ -1,3 +1,6 @@
+mod again;
+mod once;
+
 use std::sync::Mutex;
 
 use tokio_stream::StreamExt as _;
@@ -6,7 +9,7 @@ use super::*;
 use crate::channel::{Link, Outbox, OutboxReader, Run};
 use crate::error::Reason;
 use crate::service_registry::ServiceDescription;
-use crate::types::{Generation, ServiceName, Source};
+use crate::types::{Generation, ServiceName};
 
 struct Fixture {
     router: Router,
@@ -277,6 +280,9 @@ async fn a_lost_link_ends_its_calls_once_with_unknown_outcome() {
         })
         .collect();
     let frame = fixture.next_call().await;
+    for _ in 1..8 {
+        fixture.next_call().await;
+    }
     fixture.absent();
     fixture
         .router
@@ -376,22 +382,25 @@ async fn callers_of_a_suspended_provider_wait_three_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nested_calls_inherit_depth_and_the_time_that_is_left() {
+async fn nested_calls_inherit_depth_trace_and_the_time_that_is_left() {
     let mut fixture = fixture(64, Config::default());
     fixture.ready();
     let mut cause = None;
     let mut deadline = None;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     for depth in 1..=16 {
         let (_, on_end) = record();
         let nested = Call {
             caller: Source::Plugin(plugin("lamp")),
             timeout: Some(Duration::from_secs(5 + u64::from(depth))),
             cause,
+            // Named by the outermost only.
+            traceparent: if depth == 1 { trace } else { "" }.to_owned(),
             ..call("lamp.on")
         };
         fixture.router.call(nested, on_end).forget();
         let frame = fixture.next_call().await;
-        assert_eq!(frame.depth, depth);
+        assert_eq!((frame.depth, frame.traceparent.as_str()), (depth, trace));
         assert_eq!(*deadline.get_or_insert(frame.deadline), frame.deadline);
         cause = Some(Cause::Call(frame.call_id));
     }
