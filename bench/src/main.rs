@@ -80,7 +80,10 @@ fn bench(arguments: &Arguments) -> Result<ExitCode> {
     let core = arguments.core.clone();
     let core = core.unwrap_or_else(|| program.with_file_name("core-server"));
     if !core.is_file() {
-        bail!("{} is not there: `cargo xtask bench` builds it", core.display());
+        bail!(
+            "{} is not there: `cargo xtask bench` builds it",
+            core.display()
+        );
     }
     let how = How {
         core,
@@ -116,7 +119,9 @@ fn bench(arguments: &Arguments) -> Result<ExitCode> {
         text.push('\n');
         std::fs::write(file, text).with_context(|| file.display().to_string())?;
     }
-    let failed = owned.iter().any(|entry| entry.notes.iter().any(|note| note.starts_with("FAILED")));
+    let failed = owned
+        .iter()
+        .any(|entry| entry.notes.iter().any(|note| note.starts_with("FAILED")));
     let worse = report::regressions(&entries, &report::read_met(MET)?);
     if arguments.check {
         for line in &worse {

@@ -90,7 +90,8 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 
 /// Resident bytes: now, and at their highest.
 pub(crate) fn resident(pid: u32) -> Result<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("status of a process")?;
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).context("status of a process")?;
     let field = |name: &str| -> Result<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
@@ -108,7 +109,9 @@ pub(crate) fn reset_peak(pid: u32) -> Result<()> {
 /// Bytes that a process has had written to disk so far.
 pub(crate) fn bytes_written(pid: u32) -> Result<u64> {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).context("io of a process")?;
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    let line = io
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
     Ok(line.context("no write_bytes")?.trim().parse()?)
 }
 
@@ -120,7 +123,10 @@ mod tests {
     fn medians_and_percentiles() {
         assert!((median([3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
-        let sample = Sample::of((1..=101).map(|us| us * 1_000).collect(), Duration::from_secs(2));
+        let sample = Sample::of(
+            (1..=101).map(|us| us * 1_000).collect(),
+            Duration::from_secs(2),
+        );
         assert_eq!(sample.count, 101);
         assert!((sample.p50_us - 51.0).abs() < 1e-9);
         assert!((sample.p99_us - 100.0).abs() < 1e-9);

@@ -79,7 +79,10 @@ pub(crate) struct Role {
 
 impl Role {
     /// Starts a role and waits until it is connected.
-    pub(crate) async fn start(name: RoleName, environment: &HashMap<String, String>) -> Result<Self> {
+    pub(crate) async fn start(
+        name: RoleName,
+        environment: &HashMap<String, String>,
+    ) -> Result<Self> {
         let program = std::env::current_exe().context("this program")?;
         let mut child = Command::new(program)
             .arg("role")

@@ -108,11 +108,13 @@ pub(crate) fn table(entries: &[Entry]) -> String {
             line([&format!("    {note}"), "", "", "", "", "", ""]);
         }
     }
-    text.lines().map(str::trim_end).fold(String::new(), |mut all, line| {
-        all.push_str(line);
-        all.push('\n');
-        all
-    })
+    text.lines()
+        .map(str::trim_end)
+        .fold(String::new(), |mut all, line| {
+            all.push_str(line);
+            all.push('\n');
+            all
+        })
 }
 
 /// A number with about three digits that count.

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use plugin_sdk::client::{Address, Connection, Dialer};
 use tempfile::TempDir;
 use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::process::Server;
 
@@ -192,7 +192,12 @@ impl Peer {
     /// A nats-server as its package configures it. `None`: there is none.
     pub(crate) async fn nats() -> Result<Option<Self>> {
         let args = |port: u16, _: &Path| {
-            vec!["-a".to_owned(), "127.0.0.1".to_owned(), "-p".to_owned(), port.to_string()]
+            vec![
+                "-a".to_owned(),
+                "127.0.0.1".to_owned(),
+                "-p".to_owned(),
+                port.to_string(),
+            ]
         };
         Self::start("nats-server", args).await
     }
@@ -201,9 +206,18 @@ impl Peer {
     pub(crate) async fn redis() -> Result<Option<Self>> {
         let args = |port: u16, directory: &Path| {
             [
-                "--bind", "127.0.0.1", "--port", &port.to_string(),
-                "--dir", &directory.display().to_string(),
-                "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+                "--dir",
+                &directory.display().to_string(),
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
             ]
             .map(str::to_owned)
             .to_vec()
@@ -221,7 +235,10 @@ impl Peer {
         let args = args(port, directory.path());
         let server = Server::start(program, args, &[], directory.path(), &log)?;
         let deadline = tokio::time::Instant::now() + START;
-        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .is_err()
+        {
             if tokio::time::Instant::now() > deadline {
                 bail!("{name} does not serve: {}", std::fs::read_to_string(&log)?);
             }

@@ -26,9 +26,11 @@ fn start() -> Result<ExitCode, ExitCode> {
             .map_err(|error| internal("the working directory cannot be read", &error))
     };
     let threads = || {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build();
+        let mut builder = match std::env::var_os("CORE_CURRENT") {
+            Some(_) => tokio::runtime::Builder::new_current_thread(),
+            None => tokio::runtime::Builder::new_multi_thread(),
+        };
+        let runtime = builder.enable_all().build();
         runtime.map_err(|error| internal("threads cannot be started", &error))
     };
     match cli.command() {

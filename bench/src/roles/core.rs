@@ -152,7 +152,10 @@ async fn operations(
                 async move {
                     let text = std::str::from_utf8(&payload())?.to_owned();
                     let raw = serde_json::value::RawValue::from_string(text)?;
-                    ctx.storage().set(&format!("key-{worker}"), &raw).await.map_err(told)?;
+                    ctx.storage()
+                        .set(&format!("key-{worker}"), &raw)
+                        .await
+                        .map_err(told)?;
                     Ok(())
                 }
             };
@@ -179,7 +182,11 @@ async fn operations(
                 let ctx = ctx.clone();
                 async move {
                     let key = format!("key-{worker}");
-                    let entry = ctx.storage().get::<serde_json::Value>(&key).await.map_err(told)?;
+                    let entry = ctx
+                        .storage()
+                        .get::<serde_json::Value>(&key)
+                        .await
+                        .map_err(told)?;
                     entry.context("it was set before")?;
                     Ok(())
                 }
@@ -198,7 +205,10 @@ async fn operations(
                         let raw = serde_json::value::RawValue::from_string(text)?;
                         ctx.state().set(&key, &raw).await.map_err(told)?;
                     } else {
-                        ctx.state().get::<serde_json::Value>(&key).await.map_err(told)?;
+                        ctx.state()
+                            .get::<serde_json::Value>(&key)
+                            .await
+                            .map_err(told)?;
                     }
                     Ok(())
                 }
@@ -221,7 +231,9 @@ async fn operations(
 
 async fn publish(ctx: Ctx, count: u64, topics: usize) -> Result<()> {
     let data = payload();
-    let names: Vec<String> = (0..topics).map(|topic| format!("client.t{topic}")).collect();
+    let names: Vec<String> = (0..topics)
+        .map(|topic| format!("client.t{topic}"))
+        .collect();
     for topic in names.iter().cycle().take(usize::try_from(count)?) {
         let event = NewEvent::raw(topic.clone(), "", data.clone());
         ctx.publish_event_nowait(event).await.map_err(told)?;

@@ -90,7 +90,9 @@ pub(super) async fn client() -> Result<()> {
                     Ok(())
                 }
             };
-            Ok(serde_json::to_value(operate(concurrency, seconds, call).await?)?)
+            Ok(serde_json::to_value(
+                operate(concurrency, seconds, call).await?,
+            )?)
         }
     })
     .await

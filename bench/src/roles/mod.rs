@@ -115,7 +115,11 @@ pub(crate) struct Span {
 
 /// Runs a role until its input ends.
 pub(crate) fn run(name: RoleName) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = match std::env::var_os("BENCH_CURRENT") {
+        Some(_) => tokio::runtime::Builder::new_current_thread(),
+        None => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("{}: no runtime: {error}", name.as_str());

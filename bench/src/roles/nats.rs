@@ -49,7 +49,9 @@ pub(super) async fn client() -> Result<()> {
                             Ok(())
                         }
                     };
-                    Ok(serde_json::to_value(operate(concurrency, seconds, request).await?)?)
+                    Ok(serde_json::to_value(
+                        operate(concurrency, seconds, request).await?,
+                    )?)
                 }
                 Order::Publish { count, topics } => timed(publish(client, count, topics)).await,
                 order => bail!("a client does not {order:?}"),
@@ -61,7 +63,9 @@ pub(super) async fn client() -> Result<()> {
 
 async fn publish(client: async_nats::Client, count: u64, topics: usize) -> Result<()> {
     let data = payload();
-    let names: Vec<String> = (0..topics).map(|topic| format!("client.t{topic}")).collect();
+    let names: Vec<String> = (0..topics)
+        .map(|topic| format!("client.t{topic}"))
+        .collect();
     for topic in names.iter().cycle().take(usize::try_from(count)?) {
         client.publish(topic.clone(), data.clone()).await?;
     }

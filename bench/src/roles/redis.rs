@@ -36,7 +36,9 @@ pub(super) async fn client() -> Result<()> {
                     Ok(())
                 }
             };
-            Ok(serde_json::to_value(operate(concurrency, seconds, operation).await?)?)
+            Ok(serde_json::to_value(
+                operate(concurrency, seconds, operation).await?,
+            )?)
         }
     })
     .await

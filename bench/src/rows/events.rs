@@ -219,7 +219,10 @@ pub(crate) async fn latency(how: &How) -> Result<Found> {
 }
 
 /// Subscriptions of an operator to topics that nobody publishes on.
-async fn subscribe_elsewhere(core: &Core, count: usize) -> Result<Vec<Streaming<v1::EventBusSubscribeResponse>>> {
+async fn subscribe_elsewhere(
+    core: &Core,
+    count: usize,
+) -> Result<Vec<Streaming<v1::EventBusSubscribeResponse>>> {
     /// Streams of one connection: below the core's limit of 1,024.
     const PER_CONNECTION: usize = 1_000;
     let mut streams = Vec::with_capacity(count);
@@ -241,9 +244,16 @@ async fn subscribe(
         patterns: vec![pattern.to_owned()],
         ..Default::default()
     };
-    let mut stream = connection.event_bus().subscribe(request).await?.into_inner();
+    let mut stream = connection
+        .event_bus()
+        .subscribe(request)
+        .await?
+        .into_inner();
     let first = stream.next().await.context("it begins")??;
-    ensure!(first.control.is_some(), "a subscription begins with `subscribed`");
+    ensure!(
+        first.control.is_some(),
+        "a subscription begins with `subscribed`"
+    );
     Ok(stream)
 }
 

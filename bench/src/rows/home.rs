@@ -18,7 +18,11 @@ const START: Duration = Duration::from_secs(60);
 fn with_children(count: usize) -> Result<CoreSetup> {
     let program = std::env::current_exe().context("this program")?;
     let program = program.with_file_name("minimal-plugin");
-    ensure!(program.is_file(), "{} is built with this program", program.display());
+    ensure!(
+        program.is_file(),
+        "{} is built with this program",
+        program.display()
+    );
     let children = (0..count).map(|index| {
         let name = format!("minimal{index}");
         let manifest = format!("name = \"{name}\"\n[run]\ncommand = {program:?}\n");
@@ -94,7 +98,10 @@ pub(crate) async fn restart_notice(how: &How) -> Result<Found> {
             service: "minimal0.echo".to_owned(),
             ..Default::default()
         };
-        registry.call(request()).await.context("it answers while it lives")?;
+        registry
+            .call(request())
+            .await
+            .context("it answers while it lives")?;
         let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a pid")?;
         let killed = now_ns();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
@@ -140,7 +147,11 @@ pub(crate) async fn idle(how: &How) -> Result<Found> {
         "over {:.0} s; written to disk: {per_minute:.0} bytes a minute (promised 0)",
         watched.as_secs_f64()
     ));
-    ensure!(written == 0, "an idle core wrote {written} bytes: {:?}", found.notes);
+    ensure!(
+        written == 0,
+        "an idle core wrote {written} bytes: {:?}",
+        found.notes
+    );
     Ok(found)
 }
 

@@ -53,7 +53,9 @@ impl Found {
     /// The peer is not on this machine.
     pub(crate) fn missing(peer: &str) -> Self {
         Self {
-            notes: vec![format!("{peer} is missing; it comes with the distribution's package")],
+            notes: vec![format!(
+                "{peer} is missing; it comes with the distribution's package"
+            )],
             ..Self::default()
         }
     }
@@ -72,7 +74,11 @@ pub(crate) struct Side<'a> {
 }
 
 /// Takes one sample of a side.
-pub(crate) async fn sample(side: &mut Side<'_>, concurrency: usize, seconds: f64) -> Result<Sample> {
+pub(crate) async fn sample(
+    side: &mut Side<'_>,
+    concurrency: usize,
+    seconds: f64,
+) -> Result<Sample> {
     let before = measure::cpu_seconds(side.server)?;
     let order = Order::Operate {
         kind: side.kind,

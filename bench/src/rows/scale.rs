@@ -80,7 +80,10 @@ pub(crate) async fn scale(how: &How) -> Result<Found> {
                 }
             }
         }
-        let costs: Vec<f64> = samples.iter().map(|each| middle(each, Sample::cpu_us)).collect();
+        let costs: Vec<f64> = samples
+            .iter()
+            .map(|each| middle(each, Sample::cpu_us))
+            .collect();
         for (index, cost) in costs.iter().enumerate() {
             worst = worst.max(cost / costs[0]);
             found = found.note(format!(

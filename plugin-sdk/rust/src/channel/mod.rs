@@ -48,6 +48,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// so that the last frames leave.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// After so many frames in hand, what was made of them leaves before the next: calls must not bunch up and
+/// travel in one herd, with only one process at work at a time.
+const FRAMES_IN_A_ROW: u32 = 32;
+
 /// An open channel, greeted and not yet served.
 pub(crate) struct Channel {
     pub(crate) welcome: v1::Welcome,
@@ -195,10 +199,18 @@ enum ConfigChange {
 impl Dispatch {
     async fn run(mut self, mut inbound: Streaming<CoreMessage>, stop: &CancellationToken) -> End {
         let mut stopping = false;
+        let mut in_a_row = 0;
         let end = loop {
             tokio::select! {
                 message = next(&mut inbound) => match message {
-                    Ok(message) => self.take(message),
+                    Ok(message) => {
+                        self.take(message);
+                        in_a_row += 1;
+                        if in_a_row == FRAMES_IN_A_ROW {
+                            in_a_row = 0;
+                            tokio::task::yield_now().await;
+                        }
+                    }
                     Err(error) => return End::Lost(error),
                 },
                 (step, result) = finished(&mut self.step) => {
