@@ -136,6 +136,7 @@ reasons! {
     UpgradeRefused = "UPGRADE_REFUSED",
     UpgradeRolledBack = "UPGRADE_ROLLED_BACK",
     LogShared = "LOG_SHARED",
+    NotKept = "NOT_KEPT",
 }
 
 /// What an error says of itself beyond its text.

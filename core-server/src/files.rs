@@ -1,9 +1,11 @@
 //! Small files that the core keeps beside its database.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
 
 /// What a file must outlive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,53 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8], outlives: Outlives) 
     Ok(())
 }
 
+/// Keeps other cores away from a directory for as long as it lives, and no longer than the process: the
+/// operating system lets go of it whatever ends that. The file itself stays; to remove it would let two
+/// processes lock two files of one name.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Makes the directory, for its owner only, if it is missing, and takes it.
+    ///
+    /// # Errors
+    /// It cannot be made or locked, or (`ResourceBusy`, naming the process) is another's.
+    pub(crate) fn take(directory: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("core.lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // For people only.
+                let _unknown = file.take(32).read_to_string(&mut holder);
+                let holder = holder.trim();
+                let who = match holder {
+                    "" => "another core uses it".to_owned(),
+                    pid => format!("another core (process {pid}) uses it"),
+                };
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, who));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self { _file: file })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +116,18 @@ mod tests {
         fs::create_dir(home.path().join("deeper").join("wishes.json.new")).expect("made");
         write_atomically(&path, b"three", Outlives::Power).expect_err("not written");
         assert_eq!(fs::read_to_string(&path).expect("readable"), "two");
+    }
+
+    #[test]
+    fn a_directory_is_one_cores_and_free_again_when_that_has_ended() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("data");
+        let lock = DirectoryLock::take(&path).expect("free");
+        let refused = DirectoryLock::take(&path).expect_err("taken");
+        assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
+        let named = format!("(process {})", std::process::id());
+        assert!(refused.to_string().contains(&named), "{refused}");
+        drop(lock);
+        let _again = DirectoryLock::take(&path).expect("free again");
     }
 }

@@ -122,9 +122,10 @@ fn keep_to_itself() {
 fn exit_code(error: &RuntimeError) -> ExitCode {
     match error {
         RuntimeError::EmbeddedName(_) => ExitCode::BadConfiguration,
-        RuntimeError::Storage(_) | RuntimeError::Listen(_) | RuntimeError::Threads(_) => {
-            ExitCode::Internal
-        }
+        RuntimeError::Storage(_)
+        | RuntimeError::DataDirectory { .. }
+        | RuntimeError::Listen(_)
+        | RuntimeError::Threads(_) => ExitCode::Internal,
     }
 }
 

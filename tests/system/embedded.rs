@@ -115,3 +115,45 @@ async fn a_failing_start_of_an_embedded_plugin_ends_its_run_only() {
     operator.until_phase("example", "ready").await;
     core.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_plugin_hears_of_its_dependencies_and_of_the_cores_end() {
+    let (heard, mut news) = tokio::sync::mpsc::unbounded_channel::<String>();
+    let listener = Plugin::builder("listener")
+        .requires(["example"])
+        .on_load(move |ctx: Ctx| {
+            let heard = heard.clone();
+            // No task of the plugin's: those end with its stop, which may come first.
+            tokio::spawn(async move {
+                let mut dependencies = ctx.dependencies();
+                let say = |text: String| heard.send(text).expect("the test listens");
+                say("begun".to_owned());
+                loop {
+                    tokio::select! {
+                        change = dependencies.next() => match change {
+                            Some(change) => say(format!("{} {}", change.name, change.available)),
+                            None => return,
+                        },
+                        reason = ctx.going_away() => return say(format!("core: {reason}")),
+                    }
+                }
+            });
+            async { Ok(()) }
+        })
+        .build();
+    let core = TestCore::builder()
+        .embed(plugins::echo("example"))
+        .embed(listener)
+        .start()
+        .await;
+    let operator = core.operator();
+    let mut next = async || core_tests::within("news", news.recv()).await.expect("news");
+    assert_eq!(next().await, "begun");
+    operator.stop("example").await.expect("stopped");
+    assert_eq!(next().await, "example false");
+    operator.start("example").await.expect("started");
+    assert_eq!(next().await, "example true");
+    core.shutdown().await;
+    let last = next().await;
+    assert!(last.starts_with("core: "), "{last}");
+}

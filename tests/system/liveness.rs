@@ -7,7 +7,7 @@ use core_tests::{Client, CoreProcess, eventually, signal};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::{CORE, ECHO};
+use super::{CORE, ECHO, MISBEHAVING};
 
 async fn core_with(limits: &str) -> (CoreProcess, Client) {
     let core_toml = format!("storage.adapter = \"memory\"\n[limits]\n{limits}\n");
@@ -58,4 +58,36 @@ async fn a_core_that_was_stopped_blames_nobody() {
         (now.generation, now.pid, now.phase.as_str()),
         (well.generation, well.pid, "ready")
     );
+}
+
+#[tokio::test]
+async fn a_plugin_without_heartbeat_is_judged_by_keepalive() {
+    let plugin_toml =
+        format!("name = \"plain\"\nrun.command = {MISBEHAVING:?}\nrun.args = [\"serves\"]\n");
+    let mut core =
+        CoreProcess::new(CORE, "storage.adapter = \"memory\"\n").plugin("plain", &plugin_toml);
+    let operator = core.start().await;
+    let well = operator.until_phase("plain", "ready").await;
+    let began = std::time::Instant::now();
+    signal(well.pid, Signal::STOP);
+    let lost = operator
+        .until("plain", "the loss of its channel", |plugin| {
+            plugin.phase != "ready"
+        })
+        .await;
+    assert_eq!(
+        (lost.phase.as_str(), lost.reason.as_str()),
+        ("suspended", "channel_lost"),
+        "it is never degraded: nobody pings it"
+    );
+    let took = began.elapsed();
+    eprintln!("lost after {} ms", took.as_millis());
+    assert!(took >= Duration::from_secs(10), "{took:?}");
+    signal(well.pid, Signal::CONT);
+    // Its process lives, and has lost its channel for good.
+    operator
+        .until("plain", "another run", |plugin| {
+            plugin.generation > well.generation
+        })
+        .await;
 }

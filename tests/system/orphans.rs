@@ -476,3 +476,53 @@ async fn an_orderly_end_takes_the_guardian_along() {
         "the log says which layers are in force"
     );
 }
+
+/// Whether any process of the way `relay` lives.
+fn relay_lives(core: &CoreProcess) -> bool {
+    let path = core.directory().join("data/plugins/relay/relay");
+    let file = std::fs::File::open(path).expect("it was made");
+    file.try_lock_shared().is_err()
+}
+
+#[tokio::test]
+async fn who_runs_away_by_forking_ends_with_its_run_and_with_the_core() {
+    let mut core = core_with(&LAYERS, &["relay"]);
+    let operator = core.start().await;
+    operator.until_phase("relay", "ready").await;
+    assert!(relay_lives(&core), "the fixture does what it should");
+    let began = Instant::now();
+    within("unloaded", operator.unload("relay"))
+        .await
+        .expect("in time");
+    eprintln!("unloaded after {} ms", began.elapsed().as_millis());
+    assert!(!relay_lives(&core), "it outlived its run");
+    within("started", operator.start("relay"))
+        .await
+        .expect("in time");
+    assert!(relay_lives(&core));
+    stop(&mut core).await;
+    assert!(!relay_lives(&core), "it outlived the core");
+}
+
+#[tokio::test]
+async fn limits_that_are_sampled_count_who_left_the_group_and_the_session() {
+    let limits = "[limits]\npids = 20\n[restart]\nmode = \"never\"\n";
+    let mut core = core_with(&LAYERS, &[])
+        .plugin("crowd", &(manifest("crowd", ESCAPING, &["crowd"]) + limits));
+    let operator = core.start().await;
+    let ended = operator
+        .until("crowd", "its end at the limit", |plugin| {
+            plugin.last_exit.is_some()
+        })
+        .await;
+    let isolation = ended.isolation.expect("shown");
+    let mode = |name: &str| {
+        let limit = isolation.limits.iter().find(|limit| limit.name == name);
+        limit.map(|limit| limit.mode.clone())
+    };
+    if mode("pids").as_deref() == Some("sampled") {
+        let message = ended.last_exit.expect("an end").message;
+        assert!(message.contains("of 20 processes"), "{message}");
+    }
+    stop(&mut core).await;
+}

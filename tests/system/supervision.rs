@@ -384,3 +384,39 @@ async fn a_dozen_plugins_that_die_together_all_come_back() {
     }
     core.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_failing_plugin_that_is_stopped_has_no_process_and_is_not_tried_again() {
+    let core = core_with(misbehaving(&["exit-at-start", "3"])).await;
+    let operator = core.operator();
+    operator.until_phase("child", "backoff").await;
+    let stopped = operator.stop("child").await.expect("accepted");
+    // A run that was on its way fails yet; none follows.
+    let idle = operator
+        .until("child", "its rest", |plugin| {
+            plugin.phase == "idle" && plugin.pid == 0
+        })
+        .await;
+    assert!(idle.generation <= stopped.generation + 1);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let later = operator.plugin("child").await;
+    assert_eq!((later.generation, later.pid), (idle.generation, 0));
+    assert_eq!(
+        (later.state(), later.desired(), later.phase.as_str()),
+        (PluginState::Unloaded, PluginState::Stopped, "idle")
+    );
+    assert!(later.message.contains("by request"), "{}", later.message);
+    operator.start("child").await.expect_err("it fails again");
+    operator
+        .until("child", "another try", |plugin| {
+            plugin.generation > idle.generation && plugin.phase == "backoff"
+        })
+        .await;
+    let mut client = operator.plugin_manager();
+    let request = v1::PluginManagerStopAllRequest::default();
+    client.stop_all(request).await.expect("accepted");
+    let idle = operator.until_phase("child", "idle").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(operator.plugin("child").await.generation, idle.generation);
+    core.shutdown().await;
+}

@@ -539,6 +539,26 @@ fn warn(
 }
 
 pub(super) fn cannot_run(program: &Path, context: &Context<'_>) -> Option<&'static str> {
+    let path = context.environment.get("PATH").cloned();
+    let (program, path) = (program.to_owned(), path.unwrap_or_default());
+    let (reply, said) = std::sync::mpsc::channel();
+    // On a thread of its own: a file system that does not answer must not hold up a core that begins, and
+    // is one plugin's trouble. The thread waits on, with nobody who waits for it.
+    let thread = std::thread::Builder::new().name("look".to_owned());
+    let looks = thread.spawn(move || {
+        let _unheard = reply.send(what_is_wrong(&program, &path));
+    });
+    if looks.is_err() {
+        return None;
+    }
+    let answer = said.recv_timeout(PROGRAM_ANSWERS);
+    answer.unwrap_or(Some("is on a file system that does not answer"))
+}
+
+/// How long the file system of a program may take to tell of it.
+const PROGRAM_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn what_is_wrong(program: &Path, path: &str) -> Option<&'static str> {
     let executable = |path: &Path| {
         path.metadata()
             .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
@@ -549,7 +569,6 @@ pub(super) fn cannot_run(program: &Path, context: &Context<'_>) -> Option<&'stat
             true => (!executable(program)).then_some("is not executable"),
         };
     }
-    let path = context.environment.get("PATH").map_or("", String::as_str);
     let found = std::env::split_paths(path).any(|directory| executable(&directory.join(program)));
     (!found).then_some("is not on PATH")
 }

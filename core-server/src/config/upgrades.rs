@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{Outlives, write_atomically};
 use crate::types::PluginName;
 
 use super::error::{Origin, Problems, SourceFile};
@@ -112,23 +111,23 @@ impl Upgrades {
         Origin::WholeFile(SourceFile::new(&self.path, cwd, 0))
     }
 
-    /// Keeps an upgrade, or forgets it, on disk before this returns.
-    ///
-    /// # Errors
-    /// It could not be written; then what was kept before still is, here too.
-    pub fn set(&mut self, plugin: &PluginName, upgrade: Option<Upgrade>) -> io::Result<()> {
+    /// Where they are kept.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps an upgrade, or forgets it. Answers what the file has to say then, for whoever writes it;
+    /// `None`: nothing else than before.
+    pub fn set(&mut self, plugin: &PluginName, upgrade: Option<Upgrade>) -> Option<Vec<u8>> {
         if self.by_plugin.get(plugin) == upgrade.as_ref() {
-            return Ok(());
+            return None;
         }
-        let mut changed = self.by_plugin.clone();
         match upgrade {
-            Some(upgrade) => changed.insert(plugin.clone(), upgrade),
-            None => changed.remove(plugin),
+            Some(upgrade) => self.by_plugin.insert(plugin.clone(), upgrade),
+            None => self.by_plugin.remove(plugin),
         };
-        let content = serde_json::to_vec_pretty(&changed)?;
-        write_atomically(&self.path, &content, Outlives::Power)?;
-        self.by_plugin = changed;
-        Ok(())
+        serde_json::to_vec_pretty(&self.by_plugin).ok()
     }
 }
 
@@ -173,27 +172,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_written_is_written_when_it_is_set_again() {
+    fn what_is_kept_is_read_again_and_what_is_so_already_needs_no_writing() {
         let home = tempfile::tempdir().expect("a directory");
-        let data = home.path().join("data");
         let lamp = PluginName::parse("lamp").expect("good");
         let upgrade = Upgrade {
             source: UpgradeSource::Program("/new".into()),
             replaces: Replaced::default(),
         };
-        let mut upgrades = Upgrades::read(&data).expect("none");
-        std::fs::write(&data, "in the way").expect("written");
-        for _ in 0..2 {
-            let set = upgrades.set(&lamp, Some(upgrade.clone()));
-            set.expect_err("nothing can be written there");
-            assert_eq!(upgrades.get(&lamp), None);
-        }
-        std::fs::remove_file(&data).expect("removed");
-        let set = upgrades.set(&lamp, Some(upgrade.clone()));
-        set.expect("written");
-        let again = Upgrades::read(&data).expect("readable");
+        let mut upgrades = Upgrades::read(home.path()).expect("none");
+        let content = upgrades.set(&lamp, Some(upgrade.clone()));
+        std::fs::write(upgrades.path(), content.expect("new")).expect("written");
+        assert_eq!(upgrades.set(&lamp, Some(upgrade.clone())), None);
+        let again = Upgrades::read(home.path()).expect("readable");
         assert_eq!(again.get(&lamp), Some(&upgrade));
-        upgrades.set(&lamp, None).expect("written");
-        assert_eq!(Upgrades::read(&data).expect("readable").get(&lamp), None);
+        let content = upgrades.set(&lamp, None).expect("new");
+        std::fs::write(upgrades.path(), content).expect("written");
+        let again = Upgrades::read(home.path()).expect("readable");
+        assert_eq!(again.get(&lamp), None);
     }
 }

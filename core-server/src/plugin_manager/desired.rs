@@ -1,11 +1,14 @@
 //! What is wanted of each plugin, kept over restarts of the core in one small file beside the
 //! database. Not in Storage: the plugin manager must work when Storage does not.
+//!
+//! What is wanted is in force at once; [`DesiredFile::standing`] says whether it is on the disk too, where
+//! the keeper writes it. Nobody is told that a request is done before it is.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::files::{Outlives, write_atomically};
+use super::keeper::{Keeper, Standing, Version};
 use crate::supervisor::lifecycle::PluginState;
 use crate::types::PluginName;
 
@@ -17,10 +20,8 @@ const FILE_NAME: &str = "desired.json";
 pub(super) struct DesiredFile {
     /// `None`: nothing is kept.
     path: Option<PathBuf>,
-    /// In force.
-    wanted: BTreeMap<PluginName, PluginState>,
-    /// What stands in the file.
-    written: BTreeMap<PluginName, PluginState>,
+    /// In force, and the content of the file that was the first to say so.
+    wanted: BTreeMap<PluginName, (PluginState, Version)>,
 }
 
 impl DesiredFile {
@@ -31,11 +32,10 @@ impl DesiredFile {
             return Self {
                 path: None,
                 wanted: BTreeMap::new(),
-                written: BTreeMap::new(),
             };
         }
         let path = data_dir.join(FILE_NAME);
-        let wanted = match std::fs::read(&path) {
+        let wanted: BTreeMap<PluginName, PluginState> = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "ignored: not what the core wrote");
                 BTreeMap::new()
@@ -47,87 +47,97 @@ impl DesiredFile {
                 BTreeMap::new()
             }
         };
+        let written = |(plugin, state)| (plugin, (state, Version::default()));
         Self {
             path: Some(path),
-            written: wanted.clone(),
-            wanted,
+            wanted: wanted.into_iter().map(written).collect(),
         }
     }
 
     pub(super) fn get(&self, plugin: &PluginName) -> Option<PluginState> {
-        self.wanted.get(plugin).copied()
+        self.wanted.get(plugin).map(|(state, _)| *state)
     }
 
-    /// Whether this is in force and, where anything is kept, written.
-    pub(super) fn keeps(&self, plugin: &PluginName, state: PluginState) -> bool {
-        let kept = self.path.is_none() || self.written.get(plugin) == Some(&state);
-        kept && self.get(plugin) == Some(state)
-    }
-
-    /// Writes what has changed, and what could not be written before. Plugins that are not known now keep
-    /// their entry.
-    ///
-    /// This waits for the disk, inside the worker and before the request is answered: requests are
-    /// rare, the file is tiny, and what was acknowledged must stand after a power cut.
-    pub(super) fn set(&mut self, changes: impl IntoIterator<Item = (PluginName, PluginState)>) {
-        let mut asked = false;
-        for (plugin, state) in changes {
-            asked = true;
-            self.wanted.insert(plugin, state);
+    /// Whether what is wanted of a plugin is on the disk.
+    pub(super) fn standing(&self, plugin: &PluginName, keeper: &Keeper) -> Standing {
+        match (&self.path, self.wanted.get(plugin)) {
+            (Some(path), Some((_, version))) => keeper.standing(path, *version),
+            _ => Standing::Kept,
         }
-        let Some(path) = self.path.as_ref().filter(|_| asked) else {
+    }
+
+    /// From now on this is wanted. Plugins that are not known now keep their entry.
+    pub(super) fn set(
+        &mut self,
+        changes: impl IntoIterator<Item = (PluginName, PluginState)>,
+        keeper: &Keeper,
+    ) {
+        let changes = changes.into_iter();
+        let changes: Vec<_> = changes
+            .filter(|(plugin, state)| self.get(plugin) != Some(*state))
+            .collect();
+        if changes.is_empty() {
             return;
+        }
+        let mut content: BTreeMap<&PluginName, PluginState> = self
+            .wanted
+            .iter()
+            .map(|(plugin, (state, _))| (plugin, *state))
+            .collect();
+        content.extend(changes.iter().map(|(plugin, state)| (plugin, *state)));
+        let content = serde_json::to_vec_pretty(&content).unwrap_or_default();
+        let version = match &self.path {
+            Some(path) => keeper.keep(path, content),
+            None => Version::default(),
         };
-        if self.wanted == self.written {
-            return;
-        }
-        match self.write(path) {
-            Ok(()) => self.written.clone_from(&self.wanted),
-            Err(error) => tracing::error!(
-                path = %path.display(), %error,
-                "what is wanted of the plugins was not kept; it holds until the core ends, and is written \
-                 when one of them is next asked for something"
-            ),
-        }
-    }
-
-    fn write(&self, path: &Path) -> io::Result<()> {
-        let content = serde_json::to_vec_pretty(&self.wanted)?;
-        write_atomically(path, &content, Outlives::Power)
+        let changes = changes.into_iter();
+        self.wanted
+            .extend(changes.map(|(plugin, state)| (plugin, (state, version))));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[test]
-    fn what_was_wanted_is_there_again_and_a_broken_file_is_none() {
+    #[tokio::test]
+    async fn what_was_wanted_is_there_again_and_a_broken_file_is_none() {
         let directory = tempfile::tempdir().expect("a directory");
-        let lamp = PluginName::parse("lamp").expect("good");
+        let (lamp, keeper) = (PluginName::parse("lamp").expect("good"), Keeper::default());
         let mut file = DesiredFile::open(directory.path(), true);
         assert_eq!(file.get(&lamp), None);
-        file.set([(lamp.clone(), PluginState::Stopped)]);
+        file.set([(lamp.clone(), PluginState::Stopped)], &keeper);
+        assert_eq!(file.get(&lamp), Some(PluginState::Stopped));
+        keeper.flush(Duration::from_secs(10)).await;
+        assert_eq!(file.standing(&lamp, &keeper), Standing::Kept);
         let again = DesiredFile::open(directory.path(), true);
         assert_eq!(again.get(&lamp), Some(PluginState::Stopped));
         std::fs::write(directory.path().join(FILE_NAME), b"{").expect("written");
         assert_eq!(DesiredFile::open(directory.path(), true).get(&lamp), None);
     }
 
-    #[test]
-    fn what_was_not_written_is_in_force_and_is_written_when_it_is_set_again() {
+    #[tokio::test]
+    async fn what_cannot_be_written_is_in_force_and_said_of_whom_it_concerns() {
         let home = tempfile::tempdir().expect("a directory");
-        let data = home.path().join("data");
-        let lamp = PluginName::parse("lamp").expect("good");
+        let (data, keeper) = (home.path().join("data"), Keeper::default());
+        let name = |name| PluginName::parse(name).expect("good");
+        let (lamp, heater) = (name("lamp"), name("heater"));
         let mut file = DesiredFile::open(&data, true);
+        file.set([(heater.clone(), PluginState::Stopped)], &keeper);
+        keeper.flush(Duration::from_secs(10)).await;
+        std::fs::remove_dir_all(&data).expect("removed");
         std::fs::write(&data, "in the way").expect("written");
-        file.set([(lamp.clone(), PluginState::Stopped)]);
+        file.set([(lamp.clone(), PluginState::Stopped)], &keeper);
         assert_eq!(file.get(&lamp), Some(PluginState::Stopped));
-        assert!(!file.keeps(&lamp, PluginState::Stopped));
+        keeper.flush(Duration::from_secs(10)).await;
+        let standing = file.standing(&lamp, &keeper);
+        assert!(matches!(standing, Standing::Failed(_)), "{standing:?}");
+        assert_eq!(file.standing(&heater, &keeper), Standing::Kept);
         std::fs::remove_file(&data).expect("removed");
-        file.set([(lamp.clone(), PluginState::Stopped)]);
-        assert!(file.keeps(&lamp, PluginState::Stopped));
-        let again = DesiredFile::open(&data, true);
-        assert_eq!(again.get(&lamp), Some(PluginState::Stopped));
+        file.set([(lamp.clone(), PluginState::Started)], &keeper);
+        keeper.flush(Duration::from_secs(10)).await;
+        assert_eq!(file.standing(&lamp, &keeper), Standing::Kept);
     }
 }

@@ -122,6 +122,17 @@ pub enum Error {
         /// Why.
         cause: String,
     },
+    /// It was done, and could not be written down.
+    #[error(
+        "plugin \"{plugin}\" is as asked for, but that could not be written down ({cause}): it holds until the \
+         core ends, and is written as soon as it can be"
+    )]
+    NotKept {
+        /// Which.
+        plugin: PluginName,
+        /// What the system said.
+        cause: String,
+    },
     /// The core stops.
     #[error("the core is stopping")]
     ShuttingDown,
@@ -149,9 +160,10 @@ impl Classify for Error {
             Self::Superseded { .. } => ErrorKind::Aborted,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::AlreadyConnected { .. } => ErrorKind::AlreadyExists,
-            Self::NotWanted { .. } | Self::Backoff { .. } | Self::ShuttingDown => {
-                ErrorKind::Unavailable
-            }
+            Self::NotWanted { .. }
+            | Self::Backoff { .. }
+            | Self::NotKept { .. }
+            | Self::ShuttingDown => ErrorKind::Unavailable,
             Self::BadCredential { .. } => ErrorKind::Unauthenticated,
             Self::WireVersion(error) => error.kind(),
         }
@@ -166,6 +178,7 @@ impl Classify for Error {
             Self::PluginFailed { .. } => Reason::PluginFailed,
             Self::NotUpgradable { .. } => Reason::UpgradeRefused,
             Self::RolledBack { .. } => Reason::UpgradeRolledBack,
+            Self::NotKept { .. } => Reason::NotKept,
             Self::Deadline { .. } => Reason::Deadline,
             Self::AlreadyConnected { .. } => Reason::AlreadyConnected,
             Self::NotWanted { .. } => Reason::NotWanted,
@@ -197,7 +210,9 @@ impl Classify for Error {
                     ("cause", cause.clone()),
                 ]
             }
-            Self::RolledBack { cause, .. } => vec![("cause", cause.clone())],
+            Self::RolledBack { cause, .. } | Self::NotKept { cause, .. } => {
+                vec![("cause", cause.clone())]
+            }
             Self::Deadline { phase, .. } => vec![("phase", phase.as_str().to_owned())],
             Self::WireVersion(error) => error.metadata(),
             _ => Vec::new(),
@@ -226,6 +241,7 @@ impl Error {
             | Self::PluginFailed { plugin, .. }
             | Self::NotUpgradable { plugin, .. }
             | Self::RolledBack { plugin, .. }
+            | Self::NotKept { plugin, .. }
             | Self::Deadline { plugin, .. }
             | Self::AlreadyConnected { plugin, .. }
             | Self::NotWanted { plugin, .. }

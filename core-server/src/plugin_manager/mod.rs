@@ -34,6 +34,7 @@ mod dependencies;
 mod desired;
 mod error;
 mod info;
+mod keeper;
 mod manifest;
 mod offers;
 mod operations;

@@ -5,14 +5,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::order::{self, Standing};
+use super::keeper::{Standing, Version};
+use super::order;
 use super::plugin::{Plugin, Waiter};
 use super::worker::{Worker, sent};
-use super::{All, Error, Kind, PluginInfo, PluginResult};
+use super::{All, Error, Kind, PluginInfo, PluginResult, upgrade};
 use crate::channel::Outbound;
 use crate::supervisor::lifecycle::{Event, Origin, Phase, PluginState, Progress, Request};
 use crate::supervisor::output::Verbosity;
 use crate::types::PluginName;
+
+/// An upgrade that is done, but for being on the disk: what is answered then.
+pub(super) struct Unkept {
+    plugin: PluginName,
+    version: Version,
+    waiter: upgrade::Waiter,
+    answer: Result<PluginInfo, Error>,
+}
+
+impl Unkept {
+    pub(super) fn deadline(&self) -> Instant {
+        self.waiter.deadline
+    }
+}
 
 /// A request for all plugins.
 pub(super) struct Batch {
@@ -128,17 +143,50 @@ impl Worker {
         }
     }
 
+    /// Answers once the file of upgrades is on the disk.
+    pub(super) fn answer_once_kept(
+        &mut self,
+        plugin: PluginName,
+        version: Version,
+        waiter: upgrade::Waiter,
+        answer: Result<PluginInfo, Error>,
+    ) {
+        self.unkept.push(Unkept {
+            plugin,
+            version,
+            waiter,
+            answer,
+        });
+    }
+
+    pub(super) fn answer_unkept(&mut self) {
+        let now = Instant::now();
+        let (keeper, path) = (&self.keeper, self.upgrades.path());
+        let standing = |unkept: &Unkept| keeper.standing(path, unkept.version);
+        let done = self.unkept.extract_if(.., |unkept| {
+            standing(unkept) != Standing::Waits || unkept.waiter.deadline <= now
+        });
+        for unkept in done.collect::<Vec<_>>() {
+            let answer = kept(&unkept.plugin, standing(&unkept));
+            drop(unkept.waiter.reply.send(answer.and(unkept.answer)));
+        }
+    }
+
     pub(super) fn answer_waiters(&mut self) {
         let now = Instant::now();
+        let (desired, keeper) = (&self.desired, &self.keeper);
         for plugin in self.plugins.values_mut() {
             let mut index = 0;
             while index < plugin.waiters.len() {
                 let waiter = &plugin.waiters[index];
                 let verdict = verdict(plugin, waiter.wants, waiter.deadline, now);
-                let Some(verdict) = verdict else {
+                let standing = desired.standing(plugin.name(), keeper);
+                let waits = standing == Standing::Waits && waiter.deadline > now;
+                let Some(verdict) = verdict.filter(|verdict| verdict.is_err() || !waits) else {
                     index += 1;
                     continue;
                 };
+                let verdict = verdict.and_then(|()| kept(plugin.name(), standing));
                 let waiter = plugin.waiters.swap_remove(index);
                 let info = plugin.info(now);
                 drop(waiter.reply.send(verdict.map(|()| info)));
@@ -197,12 +245,18 @@ impl Worker {
             progress |= self.advance_batch(batch);
         }
         let now = Instant::now();
+        let (desired, keeper) = (&self.desired, &self.keeper);
         batches.retain_mut(|batch| {
-            if !batch.pending.is_empty() {
+            let waits = |(name, result): (&PluginName, &Result<(), Error>)| {
+                result.is_ok() && desired.standing(name, keeper) == Standing::Waits
+            };
+            let unkept = batch.deadline > now && batch.done.iter().any(waits);
+            if !batch.pending.is_empty() || unkept {
                 return true;
             }
             let results = std::mem::take(&mut batch.done);
             let results = results.into_iter().filter_map(|(name, result)| {
+                let result = result.and_then(|()| kept(&name, desired.standing(&name, keeper)));
                 Some((self.plugins.get_mut(&name)?.info(now), result))
             });
             if let Some(reply) = batch.reply.take() {
@@ -239,7 +293,7 @@ impl Worker {
                     Some(Err(failed(plugin, plugin.explanation())))
                 }
                 All::Start => verdict(plugin, PluginState::Started, batch.deadline, now),
-                All::Stop if *asked && Standing::from(&plugin.state).quiet => Some(Ok(())),
+                All::Stop if *asked && order::Standing::from(&plugin.state).quiet => Some(Ok(())),
                 All::Stop => (batch.deadline <= now).then(|| Err(late(plugin))),
             };
             verdicts.extend(verdict.map(|verdict| (name.clone(), verdict)));
@@ -305,6 +359,17 @@ fn verdict(
         Progress::Failed { cause } => Some(Err(failed(plugin, cause))),
         Progress::Pending => (deadline <= now).then(|| Err(late(plugin))),
     }
+}
+
+/// Whether it may be said that what is wanted of a plugin is kept.
+fn kept(plugin: &PluginName, standing: Standing) -> Result<(), Error> {
+    let cause = match standing {
+        Standing::Kept => return Ok(()),
+        Standing::Waits => "the disk has not answered yet".to_owned(),
+        Standing::Failed(why) => why,
+    };
+    let plugin = plugin.clone();
+    Err(Error::NotKept { plugin, cause })
 }
 
 fn failed(plugin: &Plugin, cause: String) -> Error {

@@ -16,8 +16,8 @@ use crate::channel::{Closed, Outbound, Run};
 use crate::routing::Availability;
 use crate::supervisor::host::{self, HostEvent, Launch, Order};
 use crate::supervisor::lifecycle::{Action, Farewell, Route, RunEvent, Topic};
+use crate::supervisor::process;
 use crate::supervisor::usage::Gauge;
-use crate::supervisor::{process, program};
 use crate::types::PluginName;
 
 impl Worker {
@@ -198,9 +198,14 @@ impl Worker {
                     self.work.custody.clone(),
                     (self.meter.clone(), plugin.gauge.clone()),
                 );
+                let looker = self.start_looker.clone();
                 self.scope.spawn_droppable("host", async move {
                     let path = launch.environment.get(OsStr::new("PATH")).cloned();
-                    let identity = program::identify(&launch.command, path.as_deref()).await;
+                    let seen = looker.look(&launch.plugin, &launch.command, path).await;
+                    let Some(identity) = seen else {
+                        let program = launch.command.program;
+                        return report(HostEvent::Run(host::hangs(program))).await;
+                    };
                     report(HostEvent::Program(identity)).await;
                     host::carry_process(custody, launch, usage, receiver, report).await;
                 });

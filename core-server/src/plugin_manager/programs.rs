@@ -3,7 +3,8 @@
 //!
 //! What it is compared with is what was there when the plugin was last started, so that a program which
 //! was replaced while it ran is noticed as well. Looking is a task of its own: a directory on a slow
-//! disk holds nobody up, and the next look waits for its end.
+//! disk holds nobody up, and the next look waits for its end. One that does not answer at all is left out
+//! (`supervisor/program.rs`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::plugin::Plugin;
 use super::worker::Worker;
 use crate::supervisor::host::HostEvent;
 use crate::supervisor::lifecycle::{Event, Phase};
-use crate::supervisor::program::{self, Identity};
+use crate::supervisor::program::Identity;
 use crate::types::{Generation, PluginName};
 
 /// How often the programs of failed plugins are looked at.
@@ -69,14 +70,16 @@ impl Worker {
                 _ => None,
             })
             .collect();
-        let reports = self.host_events.0.clone();
+        let (reports, looker) = (self.host_events.0.clone(), self.looker.clone());
         self.scope.spawn_droppable("programs", async move {
             let path = std::env::var_os("PATH");
             for (name, generation, command) in programs {
                 // Declared in the manifest, it is where the system looks for the program.
                 let own = command.env.get("PATH").map(Into::into);
                 let path = own.or_else(|| path.clone());
-                let identity = program::identify(&command, path.as_deref()).await;
+                let Some(identity) = looker.look(&name, &command, path).await else {
+                    continue;
+                };
                 let report = (name, generation, HostEvent::Program(identity));
                 if reports.send(report).await.is_err() {
                     break;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::operations::Unkept;
 use super::upgrade::Upgrading;
 use super::worker::{Worker, sent};
 use crate::channel::{Closed, Outbound};
@@ -32,13 +33,18 @@ impl Worker {
                 .flatten()
         });
         let linked = self.plugins.values().any(|plugin| plugin.run.is_some());
-        // Whoever waits for a slot is given it when another one leaves it; only the bucket needs time.
-        let starts = self
+        // Whoever waits for a slot is given it when another one leaves it, or has held it for too long;
+        // and the bucket needs time.
+        let waits = self
             .plugins
             .values()
-            .any(|plugin| plugin.state.wants_slot())
-            && self.free_slots() > 0;
-        let starts = starts.then(|| self.start_bucket.next_at());
+            .any(|plugin| plugin.state.wants_slot());
+        let now = Instant::now();
+        let starts = match self.free_slots(now) {
+            _ if !waits => None,
+            0 => self.slots_held(now).min(),
+            _ => Some(self.start_bucket.next_at()),
+        };
         let guarded = self.has_lives().then(|| self.stall_guard.next_look());
         plugins
             .chain(self.batches.iter().map(|batch| batch.deadline))
@@ -47,6 +53,8 @@ impl Worker {
                     .as_ref()
                     .and_then(|shutdown| shutdown.next_deadline()),
             )
+            .chain(self.keeper.again_at())
+            .chain(self.unkept.iter().map(Unkept::deadline))
             .chain(self.next_reports)
             .chain(linked.then_some(self.next_link_check))
             .chain(self.next_look_at_programs())
@@ -62,6 +70,7 @@ impl Worker {
             self.next_link_check = now + LINK_CHECK;
         }
         self.expire_offers(now);
+        self.keeper.try_again(now);
         self.look_at_programs(now);
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {

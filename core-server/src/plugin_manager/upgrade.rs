@@ -7,6 +7,7 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::keeper::Version;
 use super::plugin::Plugin;
 use super::trial::{Seen, Trial, Verdict, step};
 use super::worker::{ABSENT_RETRY, Worker};
@@ -32,9 +33,10 @@ pub(super) struct Upgrading {
     waiter: Option<Waiter>,
 }
 
-struct Waiter {
-    deadline: Instant,
-    reply: oneshot::Sender<Result<PluginInfo, Error>>,
+/// Who waits for an upgrade.
+pub(super) struct Waiter {
+    pub(super) deadline: Instant,
+    pub(super) reply: oneshot::Sender<Result<PluginInfo, Error>>,
 }
 
 impl Upgrading {
@@ -150,8 +152,8 @@ impl Worker {
             // Nothing runs that could prove or fail: it is simply installed.
             plugin.changing_over = false;
             let info = plugin.info(now);
-            self.record(&name, Some(record));
-            drop(waiter.reply.send(Ok(info)));
+            let version = self.record(&name, Some(record));
+            self.answer_once_kept(name, version, waiter, Ok(info));
             return Ok(());
         }
         plugin.upgrade = Some(Upgrading {
@@ -228,12 +230,12 @@ impl Worker {
             }
             Verdict::Accept => {
                 let info = plugin.info(now);
-                let record = upgrading.record.clone();
-                if let Some(waiter) = upgrading.waiter.take() {
-                    drop(waiter.reply.send(Ok(info)));
-                }
+                let (record, waiter) = (upgrading.record.clone(), upgrading.waiter.take());
                 plugin.upgrade = next.map(|trial| Upgrading { trial, ..upgrading });
-                self.record(name, Some(record));
+                let version = self.record(name, Some(record));
+                if let Some(waiter) = waiter {
+                    self.answer_once_kept(name.clone(), version, waiter, Ok(info));
+                }
                 false
             }
             Verdict::Prove => {
@@ -245,7 +247,7 @@ impl Worker {
                     let plugin = name.clone();
                     drop(waiter.reply.send(Err(Error::Superseded { plugin })));
                 }
-                self.record(name, Some(upgrading.record));
+                let _unasked = self.record(name, Some(upgrading.record));
                 false
             }
             Verdict::GoBack(cause) => {
@@ -266,7 +268,7 @@ impl Worker {
             self.work.router.set_availability(name, wait);
         }
         self.announce_return(name, &upgrading, &back);
-        self.record(name, upgrading.earlier_record);
+        let _unasked = self.record(name, upgrading.earlier_record);
         let runs_again = upgrading.desired == PluginState::Started;
         self.begin_anew(upgrading.old, "upgrade_rolled_back", &back);
         if runs_again {
@@ -327,12 +329,11 @@ impl Worker {
         }
     }
 
-    fn record(&mut self, name: &PluginName, upgrade: Option<config::Upgrade>) {
-        if let Err(error) = self.upgrades.set(name, upgrade) {
-            tracing::error!(
-                plugin = %name, %error,
-                "what the upgrade left was not written down; it holds until the core ends"
-            );
+    /// Has it written down; the answer says what must be on the disk.
+    fn record(&mut self, name: &PluginName, upgrade: Option<config::Upgrade>) -> Version {
+        match self.upgrades.set(name, upgrade) {
+            Some(content) => self.keeper.keep(self.upgrades.path(), content),
+            None => Version::default(),
         }
     }
 }

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::dependencies::Graph;
 use super::desired::DesiredFile;
-use super::operations::Batch;
+use super::keeper::Keeper;
+use super::operations::{Batch, Unkept};
 use super::order::{self, Reactions, Standing};
 use super::plugin::Plugin;
 use super::programs::Looking;
@@ -25,6 +26,7 @@ use crate::supervisor::host::HostEvent;
 use crate::supervisor::isolation::{Machine, Places};
 use crate::supervisor::lifecycle::{Event, PluginState, RunEvent, State, step};
 use crate::supervisor::output::LogBook;
+use crate::supervisor::program::Looker;
 use crate::supervisor::start_bucket::StartBucket;
 use crate::supervisor::usage::UsageMeter;
 use crate::task::TaskScope;
@@ -50,6 +52,9 @@ pub struct Worker {
     pub(super) shutdown: Option<Shutdown>,
     pub(super) desired: DesiredFile,
     pub(super) upgrades: Upgrades,
+    pub(super) keeper: Keeper,
+    /// Done, but for being on the disk.
+    pub(super) unkept: Vec<Unkept>,
     pub(super) scope: TaskScope,
     messages: mpsc::Receiver<Message>,
     /// `Open`s that wait for the news of their process.
@@ -60,6 +65,9 @@ pub struct Worker {
     pub(super) next_link_check: Instant,
     pub(super) next_program_check: Instant,
     pub(super) looking: Looking,
+    /// Looks at programs that may have been mended, and before a start: neither is in the other's way.
+    pub(super) looker: Looker,
+    pub(super) start_looker: Looker,
     pub(super) next_reports: Option<Instant>,
     pub(super) start_bucket: StartBucket,
     pub(super) stall_guard: StallGuard,
@@ -128,6 +136,8 @@ impl Worker {
             shutdown: None,
             desired,
             upgrades,
+            keeper: Keeper::default(),
+            unkept: Vec::new(),
             scope: TaskScope::new(),
             messages,
             early: Vec::new(),
@@ -135,6 +145,8 @@ impl Worker {
             next_link_check: now,
             next_program_check: now,
             looking: Looking::default(),
+            looker: Looker::default(),
+            start_looker: Looker::default(),
             next_reports: None,
             start_bucket,
             stall_guard: StallGuard::new(now),
@@ -160,7 +172,10 @@ impl Worker {
             self.work.credentials.set_static(&name, token);
         }
         let wanted = self.wanted(&manifest);
-        let state = State::new(settings(&manifest), wanted, rand::random(), now);
+        let mut state = State::new(settings(&manifest), wanted, rand::random(), now);
+        if self.desired.get(&name) == Some(PluginState::Unloaded) {
+            state = state.unloaded_by_request();
+        }
         let log = Arc::new(LogBook::new(name.as_str()));
         self.shared
             .logs
@@ -180,8 +195,9 @@ impl Worker {
     /// Brings the plugins to what is wanted of them, until `stop` is cancelled. Children that live
     /// then are killed: call [`super::PluginManager::shutdown`] before.
     pub async fn run(mut self, stop: CancellationToken) {
-        let meter = self.meter.clone();
-        self.scope.spawn("usage", |stop| meter.run(stop));
+        let (meter, custody) = (self.meter.clone(), self.work.custody.clone());
+        let owner = Box::new(move |pid| custody.owner(pid));
+        self.scope.spawn("usage", |stop| meter.run(owner, stop));
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {
             let missing = self.missing(&name);
@@ -195,6 +211,7 @@ impl Worker {
                 () = stop.cancelled() => Woken::Stop,
                 Some(report) = self.host_events.1.recv() => Woken::Host(report),
                 () = self.shared.reports.news() => Woken::Look,
+                () = self.keeper.news() => Woken::Look,
                 message = self.messages.recv(), if handles_live => Woken::Message(message),
                 () = tokio::time::sleep_until(wake) => Woken::Look,
             };
@@ -219,6 +236,7 @@ impl Worker {
             self.take_reports();
             self.tick();
         }
+        self.keeper.flush(CLOSE).await;
         let left = self.scope.close(CLOSE).await;
         if !left.is_empty() {
             tracing::warn!(?left, "tasks of the plugin manager had to be aborted");
@@ -494,18 +512,22 @@ impl Worker {
                 break;
             }
         }
-        // What is wanted is kept before anybody is told that it is.
+        // Nobody is told that something is so before what is wanted is on the disk.
         self.publish();
         self.answer_waiters();
+        self.answer_unkept();
     }
 
-    pub(super) fn free_slots(&self) -> usize {
-        let held = self
-            .plugins
-            .values()
-            .filter(|plugin| plugin.state.holds_slot())
-            .count();
+    pub(super) fn free_slots(&self, now: Instant) -> usize {
+        let held = self.slots_held(now).count();
         self.config.max_starting.max(1).saturating_sub(held)
+    }
+
+    /// Until when each start slot is held at most.
+    pub(super) fn slots_held(&self, now: Instant) -> impl Iterator<Item = Instant> {
+        let plugins = self.plugins.values();
+        let held = plugins.filter_map(|plugin| plugin.state.slot_until());
+        held.filter(move |until| *until > now)
     }
 
     fn give_slots(&mut self) -> bool {
@@ -515,7 +537,8 @@ impl Worker {
             .filter(|plugin| plugin.state.wants_slot())
             .map(|plugin| (plugin.state.since(), plugin.name().clone()))
             .collect();
-        let (free, now) = (self.free_slots(), Instant::now());
+        let now = Instant::now();
+        let free = self.free_slots(now);
         let given = order::give_slots(waiting, free, || self.start_bucket.take(now));
         for name in &given {
             self.feed(name, Event::Slot);
@@ -545,9 +568,9 @@ impl Worker {
             }
         }
         // Only requests change what is wanted, so that this rarely writes.
-        let kept = |name: &PluginName, state| self.desired.keeps(name, state);
+        let kept = |name: &PluginName, state| self.desired.get(name) == Some(state);
         wanted.retain(|(name, state)| !kept(name, *state) && self.asked(name, *state));
-        self.desired.set(wanted);
+        self.desired.set(wanted, &self.keeper);
     }
 
     /// Whether a desire is somebody's request, and not what the manifest says anyway.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,8 +16,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::channel::Runs;
-use crate::config::Config;
+use crate::config::{Adapter, Config};
 use crate::event_bus::EventBus;
+use crate::files::DirectoryLock;
 use crate::grpc::{self, Information};
 use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
@@ -57,6 +58,17 @@ pub enum Error {
     /// The storage cannot be opened.
     #[error("cannot open the storage")]
     Storage(#[source] storage::OpenError),
+    /// The data directory is another core's, or cannot be had.
+    #[error(
+        "the data directory {} cannot be used; stop whoever uses it, or give this core a data_dir of its own",
+        path.display()
+    )]
+    DataDirectory {
+        /// Which.
+        path: PathBuf,
+        /// Who uses it, or what is wrong.
+        source: io::Error,
+    },
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] transport::Error),
@@ -101,6 +113,7 @@ pub struct Runtime {
     shutdown_timeout: Duration,
     health: HealthReporter,
     reloader: Reloader,
+    data_directory: Option<DirectoryLock>,
 }
 
 /// The components, each a handle.
@@ -153,6 +166,7 @@ impl Runtime {
         let manifests = with_embedded(config.plugins.clone(), &bare);
         let limits = &config.limits;
         let storage = open_storage(&config, adapter).await?;
+        let data_directory = keep_data_directory(&config)?;
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
         let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
         let router = Router::new(settings::routing(limits), registry.clone());
@@ -297,6 +311,7 @@ impl Runtime {
             shutdown_timeout: config.shutdown_timeout,
             health,
             reloader,
+            data_directory,
         })
     }
 }
@@ -395,6 +410,7 @@ impl Runtime {
             scopes,
             sockets,
             health,
+            data_directory,
             ..
         } = self;
         health
@@ -429,6 +445,7 @@ impl Runtime {
         let storage_closed = tokio::time::timeout(left, parts.storage.close())
             .await
             .is_ok();
+        drop(data_directory);
         ShutdownReport {
             storage_closed,
             surviving_plugins: report.survivors.iter().map(ToString::to_string).collect(),
@@ -457,6 +474,18 @@ fn embed(plugins: Vec<Arc<dyn EmbeddedPlugin>>) -> Result<(Vec<Manifest>, Embedd
         embedded.insert(name, plugin);
     }
     Ok((manifests, embedded))
+}
+
+/// Where something is kept in it, the data directory is this core's alone, wherever the database is: it has
+/// what is wanted of plugins, what they keep, and the record by which the next core ends survivors.
+fn keep_data_directory(config: &Config) -> Result<Option<DirectoryLock>, Error> {
+    if config.storage.adapter == Adapter::Memory {
+        return Ok(None);
+    }
+    let path = config.data_dir.clone();
+    let lock = DirectoryLock::take(&path);
+    lock.map(Some)
+        .map_err(|source| Error::DataDirectory { path, source })
 }
 
 async fn open_storage(

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::custody::Custody;
 use super::isolation::Confinement;
 use super::lifecycle::{Exit, RunEvent};
 use super::output::{LogBook, LogStream, drain};
+use super::process::SpawnError;
 use super::program::Identity;
 use super::usage::{Gauge, UsageMeter};
 use crate::error::chain;
@@ -144,6 +146,16 @@ pub async fn carry_process<R, F>(
         exit.reason = Some("memory_limit");
     }
     report(HostEvent::Run(RunEvent::Exited(exit))).await;
+}
+
+/// Instead of a run: its program's file system does not answer.
+#[must_use]
+pub fn hangs(program: PathBuf) -> RunEvent {
+    let message = chain(&SpawnError::Hung { program });
+    RunEvent::SpawnFailed {
+        lasting: false,
+        message,
+    }
 }
 
 /// Instead of a run: one that must not begin.

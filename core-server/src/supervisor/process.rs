@@ -83,6 +83,16 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// Its start did not return.
+    #[error(
+        "the start of {} hangs: the file system of the program, of its interpreter (the first line of a \
+         script) or of its directory does not answer",
+        program.display()
+    )]
+    Hung {
+        /// Which.
+        program: std::path::PathBuf,
+    },
     /// It cannot be kept to what is asked for.
     #[error("it cannot be isolated as its manifest asks")]
     Isolation(#[from] isolation::Error),
@@ -249,7 +259,7 @@ impl Process {
             tracing::warn!(pid = self.id(), %error, "a child could not be reaped");
         }
         self.reaped = true;
-        if let Some(ticket) = &self.ticket {
+        if let Some(ticket) = &mut self.ticket {
             ticket.reaped();
         }
     }

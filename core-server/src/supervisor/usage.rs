@@ -2,16 +2,18 @@
 //! against the bounds that nothing else keeps.
 //!
 //! One look at `/proc` serves all plugins. A process counts for a plugin when it descends from the
-//! plugin's own, or shares its group or session. Memory is what is resident; pages that processes
-//! share are counted in each. While no plugin has a bound, only their own processes are looked at, and
+//! plugin's own, or shares its group or session; also when it left all three, as long as it has the run's
+//! token in its environment, which no other plugin knows, or writes to the run's output ([`Owner`]).
+//! Memory is what is resident; pages that processes share are counted in each. While no plugin has a bound, only their own processes are looked at, and
 //! those that they start are not counted. It is a look now and then, no wall: what a plugin takes between two
 //! looks it has.
 //!
 //! Rules, pure: [`add_up`] and [`Streak::judge`]. A run over its bound in two looks in a row is to
 //! end, or at once when it is at twice the bound.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,9 +42,14 @@ pub struct Seen {
     pub session: u32,
     /// Its threads.
     pub threads: u64,
+    /// When it started, in clock ticks since the boot.
+    pub started: u64,
     /// Its resident memory.
     pub bytes: u64,
 }
+
+/// Tells of a process that left its plugin's group and session whose it is: the id of a run's own process.
+pub type Owner = Box<dyn Fn(u32) -> Option<u32> + Send>;
 
 /// What a plugin's processes use together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,9 +70,13 @@ pub struct Excess {
 }
 
 /// Adds up what belongs to each leader. A process of two leaders, one started by the other, counts for
-/// the nearer one.
+/// the nearer one. `owner` is asked of those that nothing else ties to one.
 #[must_use]
-pub fn add_up(seen: &[Seen], leaders: &[u32]) -> HashMap<u32, Usage> {
+pub fn add_up(
+    seen: &[Seen],
+    leaders: &[u32],
+    owner: impl Fn(&Seen) -> Option<u32>,
+) -> HashMap<u32, Usage> {
     let parents: HashMap<_, _> = seen.iter().map(|seen| (seen.pid, seen.parent)).collect();
     let is_leader = |pid: &u32| leaders.contains(pid);
     let mut usage: HashMap<_, _> = leaders
@@ -81,7 +92,8 @@ pub fn add_up(seen: &[Seen], leaders: &[u32]) -> HashMap<u32, Usage> {
         let leader = ancestors
             .find(is_leader)
             .or_else(|| Some(process.group).filter(is_leader))
-            .or_else(|| Some(process.session).filter(is_leader));
+            .or_else(|| Some(process.session).filter(is_leader))
+            .or_else(|| owner(process));
         if let Some(usage) = leader.and_then(|leader| usage.get_mut(&leader)) {
             usage.bytes += process.bytes;
             usage.pids += process.threads;
@@ -132,12 +144,14 @@ fn mib(bytes: u64) -> String {
 /// Who counts. Cheap to clone; [`UsageMeter::run`] does it.
 #[derive(Clone, Debug, Default)]
 pub struct UsageMeter {
-    /// By leader. Short lock.
-    watched: Arc<Mutex<HashMap<u32, Watched>>>,
+    /// By the order in which they came: the id of a process may be another run's by the time that the
+    /// first one's is struck off. Short lock.
+    watched: Arc<Mutex<BTreeMap<u64, Watched>>>,
 }
 
 #[derive(Debug)]
 struct Watched {
+    leader: u32,
     bounds: Bounds,
     streak: Streak,
     excess: watch::Sender<Option<Excess>>,
@@ -161,7 +175,7 @@ impl Gauge {
 /// Being counted, until it is dropped.
 #[derive(Debug)]
 pub struct Metered {
-    leader: u32,
+    key: u64,
     meter: UsageMeter,
     excess: watch::Receiver<Option<Excess>>,
 }
@@ -183,7 +197,7 @@ impl Metered {
 
 impl Drop for Metered {
     fn drop(&mut self) {
-        self.meter.watched.lock().remove(&self.leader);
+        self.meter.watched.lock().remove(&self.key);
     }
 }
 
@@ -193,14 +207,18 @@ impl UsageMeter {
     pub fn watch(&self, leader: u32, bounds: Bounds, gauge: Gauge) -> Metered {
         let (sender, excess) = watch::channel(None);
         let watched = Watched {
+            leader,
             bounds,
             streak: Streak::default(),
             excess: sender,
             gauge,
         };
-        self.watched.lock().insert(leader, watched);
+        let mut all = self.watched.lock();
+        let key = all.last_key_value().map_or(0, |(last, _)| last + 1);
+        all.insert(key, watched);
+        drop(all);
         Metered {
-            leader,
+            key,
             meter: self.clone(),
             excess,
         }
@@ -208,7 +226,7 @@ impl UsageMeter {
 
     /// Counts until `stop`. A look costs some 30 µs for each process of the machine (103 of them on
     /// two busy cores, unoptimised, 2026-11), and one for each plugin while none has a bound.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, owner: Owner, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -222,7 +240,14 @@ impl UsageMeter {
             } else {
                 leaders.iter().copied().filter_map(process).collect()
             };
-            self.take(&add_up(&seen, &leaders));
+            // Whoever is older than all of them is nobody's.
+            let is_leader = |seen: &&Seen| leaders.contains(&seen.pid);
+            let first = seen.iter().filter(is_leader).map(|seen| seen.started).min();
+            let owner = |process: &Seen| {
+                let young = bounded && first.is_some_and(|first| process.started >= first);
+                young.then(|| owner(process.pid)).flatten()
+            };
+            self.take(&add_up(&seen, &leaders, owner));
         }
     }
 
@@ -231,14 +256,15 @@ impl UsageMeter {
         let watched = self.watched.lock();
         let has_bound = |watched: &Watched| watched.bounds != Bounds::default();
         let bounded = watched.values().any(has_bound);
-        (watched.keys().copied().collect(), bounded)
+        let leaders = watched.values().map(|watched| watched.leader);
+        (leaders.collect(), bounded)
     }
 
     fn take(&self, usage: &HashMap<u32, Usage>) {
         let mut watched = self.watched.lock();
-        for (leader, usage) in usage {
+        for watched in watched.values_mut() {
             // Nothing was seen of it: it has just ended.
-            let Some(watched) = watched.get_mut(leader).filter(|_| usage.pids > 0) else {
+            let Some(usage) = usage.get(&watched.leader).filter(|usage| usage.pids > 0) else {
                 continue;
             };
             watched.gauge.bytes.store(usage.bytes, Ordering::Relaxed);
@@ -263,18 +289,35 @@ fn processes() -> Vec<Seen> {
 
 fn process(pid: u32) -> Option<Seen> {
     let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    parse(&String::from_utf8_lossy(&stat), page)
+    let read = |path: &Path| {
+        let stat = fs::read(path.join("stat")).ok()?;
+        parse(&String::from_utf8_lossy(&stat), page)
+    };
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let seen = read(&directory)?;
+    if seen.bytes > 0 || seen.threads < 2 {
+        return Some(seen);
+    }
+    // A process whose first thread has ended: its memory is told of the others.
+    let threads = fs::read_dir(directory.join("task")).into_iter().flatten();
+    let of_threads = threads.filter_map(|thread| Some(read(&thread.ok()?.path())?.bytes));
+    Some(Seen {
+        bytes: of_threads.max().unwrap_or_default(),
+        ..seen
+    })
 }
 
-/// `/proc/PID/stat`, proc(5): fields 1, 4, 5, 6, 20 and 24; the name in between may hold anything.
+/// `/proc/PID/stat`, proc(5): fields 1, 4, 5, 6, 20, 22 and 24; the name in between may hold anything.
+/// `None`: it has ended with all its threads.
 fn parse(stat: &str, page: u64) -> Option<Seen> {
     let (pid, _) = stat.split_once(' ')?;
     let (_, rest) = stat.rsplit_once(')')?;
     // The first of these is field 3.
     let fields: Vec<_> = rest.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).copied();
-    if matches!(field(3)?, "Z" | "X") {
+    let threads = field(20)?.parse().ok()?;
+    // A process whose first thread has ended shows as a zombie while others go on.
+    if matches!(field(3)?, "Z" | "X") && threads < 2 {
         return None;
     }
     Some(Seen {
@@ -282,7 +325,8 @@ fn parse(stat: &str, page: u64) -> Option<Seen> {
         parent: field(4)?.parse().ok()?,
         group: field(5)?.parse().ok()?,
         session: field(6)?.parse().ok()?,
-        threads: field(20)?.parse().ok()?,
+        threads,
+        started: field(22)?.parse().ok()?,
         bytes: field(24)?.parse::<u64>().ok()?.saturating_mul(page),
     })
 }
@@ -300,6 +344,7 @@ mod tests {
             group,
             session,
             threads: 1,
+            started: 5,
             bytes: 10,
         }
     }
@@ -320,9 +365,15 @@ mod tests {
             // A plugin that a plugin started as such.
             seen(20, 10, 20, 20),
             seen(21, 20, 20, 20),
+            // Left group and session, and its parent has ended.
+            seen(30, 1, 30, 30),
         ];
-        let usage = add_up(&processes, &[10, 20, 99]);
-        assert_eq!(usage[&10], Usage { bytes: 50, pids: 5 });
+        let by_mark = |seen: &Seen| {
+            assert!(![11, 14, 21].contains(&seen.pid), "known without a look");
+            (seen.pid == 30).then_some(10)
+        };
+        let usage = add_up(&processes, &[10, 20, 99], by_mark);
+        assert_eq!(usage[&10], Usage { bytes: 60, pids: 6 });
         assert_eq!(usage[&20], Usage { bytes: 20, pids: 2 });
         assert_eq!(usage[&99], Usage::default());
     }
@@ -383,21 +434,21 @@ mod tests {
             group: 4240,
             session: 4239,
             threads: 7,
+            started: 99,
             bytes: 25 * 4096,
         };
         assert_eq!(parse(line, 4096), Some(expected));
-        assert_eq!(
-            parse(&line.replace(") S ", ") Z "), 4096),
-            None,
-            "zombies use nothing"
-        );
+        let zombie = line.replace(") S ", ") Z ");
+        assert_eq!(parse(&zombie, 4096), Some(expected), "other threads go on");
+        let zombie = zombie.replace(" 7 0 99 ", " 1 0 99 ");
+        assert_eq!(parse(&zombie, 4096), None, "zombies use nothing");
         assert_eq!(parse("", 4096), None);
     }
 
     #[test]
     fn this_very_process_is_seen_and_uses_memory() {
         let own = std::process::id();
-        let usage = add_up(&processes(), &[own]);
+        let usage = add_up(&processes(), &[own], |_| None);
         assert!(usage[&own].bytes > 1 << 20, "{usage:?}");
     }
 
@@ -422,7 +473,11 @@ mod tests {
         meter.take(&HashMap::from([(10, usage)]));
         let excess = metered.exceeded().await;
         assert_eq!(excess.reason, "memory_limit");
+        // Its id is another's before the first one is struck off.
+        let second = meter.watch(10, bounds, Gauge::default());
         drop(metered);
+        assert_eq!(meter.watched.lock().len(), 1);
+        drop(second);
         assert!(meter.watched.lock().is_empty());
     }
 
@@ -437,7 +492,7 @@ mod tests {
                 .map(|(pid, parent, group, session)| seen(*pid, *parent, *group, *session))
                 .collect();
             let leaders: Vec<_> = leaders.into_iter().collect();
-            let usage = add_up(&processes, &leaders);
+            let usage = add_up(&processes, &leaders, |_| None);
             prop_assert_eq!(usage.len(), leaders.len());
             let counted: u64 = usage.values().map(|usage| usage.pids).sum();
             prop_assert!(counted <= processes.len() as u64);

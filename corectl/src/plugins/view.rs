@@ -230,7 +230,8 @@ pub(crate) fn condition(info: &PluginInfo) -> Condition {
         // Stopped on request under `desired = stopped` may come back as LOADED after a restart of
         // the core, which counts as reached; `completed` ended as it was meant to.
         "completed" => Condition::Good,
-        _ if info.state() == PluginState::Loaded && info.desired() == PluginState::Stopped => {
+        // So does one that was stopped while it had no run: it has none, and gets none.
+        _ if info.desired() == PluginState::Stopped && info.state() != PluginState::Started => {
             Condition::Good
         }
         _ if as_wanted => Condition::Good,
@@ -282,6 +283,7 @@ mod tests {
             (Unloaded, Started, "completed", Condition::Good),
             (Unloaded, Unloaded, "idle", Condition::Good),
             (Loaded, Stopped, "idle", Condition::Good),
+            (Unloaded, Stopped, "idle", Condition::Good),
             (Stopped, Stopped, "idle", Condition::Good),
             (Started, Stopped, "stopping", Condition::Moving),
             (Loaded, Started, "a_phase_of_tomorrow", Condition::Attention),

@@ -66,8 +66,8 @@ mod service;
 pub mod testing;
 
 pub use context::{
-    Batch, CallOptions, Ctx, Health, NewEvent, Position, Range, State, StateChange,
-    StateChangeKind, StateEntry, StateWatch, Storage, StorageEntry,
+    Batch, CallOptions, Ctx, Dependencies, DependencyChange, Health, NewEvent, Position, Range,
+    State, StateChange, StateChangeKind, StateEntry, StateWatch, Storage, StorageEntry,
 };
 pub use error::{Code, Error, Origin, Outcome, Result};
 pub use events::{Event, Gap, GapReason, Subscribe, Subscribed, Subscription};

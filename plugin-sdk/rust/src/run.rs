@@ -10,7 +10,7 @@
 //! always travel as frames, whatever their size (at most 256 KiB of data), because two paths would lose
 //! their order. Without a channel a request waits for the next one, inside its time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -80,6 +80,11 @@ pub(crate) struct Run {
     pub(crate) publish_failures: Arc<AtomicU64>,
     /// The core started this process and sees its exit code.
     pub(crate) is_child: bool,
+    /// Which plugins that this one looks at are available, as far as the core has told. Written by the
+    /// channel.
+    pub(crate) dependencies: watch::Sender<BTreeMap<String, bool>>,
+    /// Why the core is about to end. Written by the channel.
+    pub(crate) going_away: watch::Sender<Option<String>>,
 }
 
 /// One channel of a run.
@@ -147,6 +152,8 @@ impl Run {
             positions,
             publish_failures,
             is_child,
+            dependencies: watch::Sender::default(),
+            going_away: watch::Sender::default(),
         })
     }
 

@@ -18,14 +18,14 @@ const HOUR: i64 = 3_600;
 /// After each jump everything is watched for so long: longer than a heartbeat and its miss.
 const WATCHED: Duration = Duration::from_secs(11);
 /// How long the core sleeps: longer than any silence that it forgives a plugin.
-const ASLEEP: Duration = Duration::from_secs(20);
+const ASLEEP: Duration = Duration::from_secs(30);
 /// What is preloaded into the core.
 const SHIM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/fixtures/wall_clock.c");
 
 pub(crate) async fn jumps(row: Row) -> Result<()> {
     // In the middle of its start when the core falls asleep: it needs more time than it has, if the
     // sleep counts.
-    let slow = plugin("slow", MISBEHAVING, &["takes", "load", "25000"])
+    let slow = plugin("slow", MISBEHAVING, &["takes", "load", "35000"])
         .sections("[timeouts]\nstart = \"15s\"\n");
     let [lamp, switch] = plugins();
     let home = Home::start(&[lamp, switch, slow]).await;

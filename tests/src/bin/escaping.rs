@@ -17,8 +17,18 @@ use tokio::signal::unix::{SignalKind, signal};
 const LIFE: Duration = Duration::from_secs(90);
 const SLEEP: &str = "trap '' TERM HUP; exec sleep 90";
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() {
+fn main() {
+    // Before there is any thread: it forks.
+    if std::env::args().nth(1).as_deref() == Some("relay") {
+        start_relay();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(run());
+}
+
+async fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let _deaf = [SignalKind::terminate(), SignalKind::hangup()]
@@ -45,11 +55,45 @@ async fn escape(arguments: &[&str]) {
                 Command::new("setsid").args(["sh", "-c", SLEEP]).env_clear(),
             ));
         }
+        // Processes that run away by forking: see `start_relay`.
+        ["relay"] => {}
+        // Many that left everything but their environment.
+        ["crowd"] => {
+            let script =
+                "i=0; while [ $i -lt 40 ]; do setsid sleep 90 >/dev/null 2>&1 & i=$((i+1)); done";
+            start(Command::new("setsid").args(["sh", "-c", script]));
+        }
         // Leaves orphans when it is asked to.
         ["orphans"] => {}
         other => panic!("no such way: {other:?}"),
     }
     serve(&children).await;
+}
+
+/// A process that leaves its session, forks and exits, about every half millisecond: whoever is seen is
+/// gone already. Its environment says whose it is. All of them hold a lock on the file `relay` of the
+/// plugin's directory, by which a test sees whether any of them lives.
+#[expect(unsafe_code, reason = "fork")]
+fn start_relay() {
+    let file = std::fs::File::create("relay").expect("a directory of its own");
+    file.lock().expect("nobody else's");
+    let until = std::time::Instant::now() + LIFE;
+    // SAFETY: there is one thread; the child makes system calls only.
+    if unsafe { libc::fork() } != 0 {
+        return;
+    }
+    while std::time::Instant::now() < until {
+        // SAFETY: as above.
+        unsafe {
+            libc::setsid();
+            std::thread::sleep(Duration::from_micros(500));
+            if libc::fork() != 0 {
+                libc::_exit(0);
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe { libc::_exit(0) };
 }
 
 /// Nobody waits for it: whoever adopts it does.

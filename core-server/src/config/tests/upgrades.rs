@@ -36,7 +36,10 @@ fn try_out(home: &Home, source: UpgradeSource) -> Result<Loaded, Error> {
 
 fn keep(home: &Home, loaded: &Loaded) {
     let mut upgrades = Upgrades::read(&home.path("data")).expect("readable");
-    upgrades.set(&lamp(), loaded.upgrade.clone()).expect("kept");
+    let content = upgrades.set(&lamp(), loaded.upgrade.clone());
+    let content = content.expect("new");
+    std::fs::create_dir_all(home.path("data")).expect("made");
+    std::fs::write(upgrades.path(), content).expect("written");
 }
 
 fn program(config: &Config) -> PathBuf {

@@ -243,7 +243,7 @@ impl World {
                 };
                 mark(&mut self.busy, answer(state).is_some());
                 mark(&mut self.waiting, state.wants_slot());
-                mark(&mut self.starting, state.holds_slot());
+                mark(&mut self.starting, state.slot_until().is_some());
             }
             let spawned = self
                 .starting

@@ -1,6 +1,6 @@
 //! No process outlives the core, whatever killed it; and none outlives the run that it belongs to.
 //!
-//! Owns: starting children (from one thread), the guardian, what the next core has to know, reaping
+//! Owns: starting children (`spawner.rs`), the guardian, what the next core has to know, reaping
 //! what was adopted, and the end of processes that left their plugin's group. Does not own: one
 //! child's exit and group (`process.rs`), what a child may do (`isolation.rs`), nor when a run begins
 //! or ends.
@@ -15,8 +15,8 @@
 //! As subreaper the core also adopts what plugins leave, ends it with its run and reaps it.
 //!
 //! Invariants
-//! - All children are forked by one thread, which no panic ends: the death signal is sent when the
-//!   thread that forked ends, not the process.
+//! - All children are forked by threads that no panic ends: the death signal is sent when the thread
+//!   that forked ends, not the process. It is one thread, until a start hangs.
 //! - A child tells the guardian of its group before it becomes the plugin (`birth.rs` says how).
 //! - A number is signalled only while it is known to be the same process: its zombie is not reaped
 //!   yet, or its start was compared while a pidfd held it. A stranger is never killed.
@@ -43,16 +43,20 @@ mod proc_fs;
 mod protocol;
 mod reaper;
 mod run_state;
+mod spawner;
 mod sweep;
 mod work_thread;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use core_proto::contract::env;
 use parking_lot::Mutex;
 use tokio::process::Child;
 use tokio::sync::{Notify, watch};
@@ -68,6 +72,7 @@ use birth::Birth;
 use guardian::Link;
 use protocol::Notice;
 use run_state::{Identity, RunState, RunStateFile};
+use spawner::{Failed, ForkId, Forking, Own, Spawner};
 use work_thread::WorkThread;
 
 pub use guardian::SUBCOMMAND as GUARDIAN_SUBCOMMAND;
@@ -115,7 +120,7 @@ struct Inner {
     boot_id: String,
     run_state: Option<RunStateFile>,
     /// Forks, and nothing else. Its end is the end of all leaders.
-    spawner: WorkThread,
+    spawner: Spawner,
     /// Reads `/proc`, kills.
     clerk: WorkThread,
     /// Writes the run-state file: alone, so that no older state replaces a newer one, and so that a
@@ -123,19 +128,11 @@ struct Inner {
     recorder: WorkThread,
     own: Mutex<Own>,
     book: Mutex<Book>,
+    hasher: RandomState,
     /// Whether a guardian watches.
     guarded: watch::Sender<bool>,
     /// A fork is done.
     forked: Notify,
-}
-
-/// The core's own children. Guarded by a short lock; the forks themselves are outside.
-#[derive(Debug, Default)]
-struct Own {
-    /// Forked and not reaped.
-    pids: BTreeSet<u32>,
-    /// Forks going on, whose child is in no list.
-    forking: u32,
 }
 
 /// What the guardian and the next core are told. Guarded by a short lock, under which the guardian is
@@ -151,6 +148,8 @@ struct Book {
 #[derive(Clone, Debug)]
 struct Entry {
     leader: Leader,
+    /// Of the run's credential: enough to know it again.
+    token: u64,
     cgroup: Option<PathBuf>,
 }
 
@@ -167,11 +166,12 @@ impl Custody {
             strangers: proc_fs::strangers(),
             boot_id: proc_fs::boot_id().unwrap_or_default(),
             run_state: setup.run_state.clone().map(RunStateFile::new),
-            spawner: WorkThread::start("spawner")?,
+            spawner: Spawner::start()?,
             clerk: WorkThread::start("clerk")?,
             recorder: WorkThread::start("recorder")?,
             own: Mutex::default(),
             book: Mutex::default(),
+            hasher: RandomState::new(),
             guarded: watch::channel(false).0,
             forked: Notify::new(),
             setup,
@@ -248,25 +248,34 @@ impl Custody {
             }
         }
         let (custody, plugin) = (self.clone(), plugin.to_string());
+        let program = command.program.clone();
         let spawned = self
-            .inner
-            .spawner
-            .run(move || custody.fork(plugin, &command, &environment, &confinement))
+            .on_spawner(move |id| custody.fork(id, plugin, &command, &environment, &confinement))
             .await;
         if self.inner.run_state.is_some() {
             let inner = Arc::clone(&self.inner);
             let recorded = self.inner.recorder.run(move || inner.record());
             let _later = tokio::time::timeout(RECORD_WAIT, recorded).await;
         }
-        spawned.unwrap_or_else(|| {
-            let panicked = io::Error::other("the thread that starts children panicked");
-            Err(SpawnError::Resources(panicked))
-        })
+        match spawned {
+            Ok(spawned) => spawned,
+            Err(Failed::Hung(late)) => {
+                if let Some(Ok((mut process, _))) = late {
+                    // Killed before it was anything, or just in time to be killed now.
+                    process.kill();
+                    process.exited().await;
+                    process.bury().await;
+                }
+                Err(SpawnError::Hung { program })
+            }
+            Err(failed) => Err(SpawnError::Resources(failed.into())),
+        }
     }
 
-    /// On the spawner thread.
+    /// On a thread that forks.
     fn fork(
         self,
+        id: ForkId,
         plugin: String,
         command: &Command,
         environment: &BTreeMap<OsString, OsString>,
@@ -292,7 +301,7 @@ impl Custody {
             birth::arm(command, birth);
         };
         let forked = {
-            let mut forking = Forking::begin(inner);
+            let mut forking = Forking::begin(inner, id);
             let forked = Process::spawn(command, environment, confinement, arm);
             forking.child = forked.as_ref().ok().map(|(process, _)| process.id());
             forked
@@ -309,8 +318,11 @@ impl Custody {
         };
         {
             let mut book = inner.book.lock();
+            let token = environment.get(OsStr::new(env::TOKEN));
+            let token = token.map_or(b"".as_slice(), |token| token.as_bytes());
             let entry = Entry {
                 leader: leader.clone(),
+                token: inner.hasher.hash_one(token),
                 cgroup,
             };
             // Again, for a guardian that was new meanwhile.
@@ -324,6 +336,7 @@ impl Custody {
             serial,
             leader,
             released: false,
+            struck_off: false,
         });
         Ok((process, pipes))
     }
@@ -346,18 +359,48 @@ impl Custody {
         left.ok().flatten().unwrap_or_default()
     }
 
+    /// Which run a process belongs to that left its group and session: the id of the run's own process. By
+    /// the run's token, which no other plugin knows, or by what it writes to: its name alone anybody can
+    /// write into an environment. Reads `/proc`.
+    #[must_use]
+    pub fn owner(&self, pid: u32) -> Option<u32> {
+        let token = proc_fs::token(pid).map(|token| self.inner.hasher.hash_one(token.as_slice()));
+        let by_token = |entry: &Entry| Some(entry.token) == token;
+        let leader = |entry: &Entry| entry.leader.pid;
+        let owner = self
+            .inner
+            .book
+            .lock()
+            .runs
+            .values()
+            .find(|e| by_token(e))
+            .map(leader);
+        if owner.is_some() {
+            return owner;
+        }
+        let streams = proc_fs::standard_streams(pid);
+        let by_output = |entry: &Entry| streams.iter().any(|s| entry.leader.streams.contains(s));
+        self.inner
+            .book
+            .lock()
+            .runs
+            .values()
+            .find(|e| by_output(e))
+            .map(leader)
+    }
+
     async fn start_guardian(&self) -> Option<Child> {
         let program = self.inner.setup.guardian.clone()?;
         let inner = Arc::clone(&self.inner);
         let shown = program.display().to_string();
-        let started = self.inner.spawner.run(move || {
-            let mut forking = Forking::begin(&inner);
+        let started = self.on_spawner(move |id| {
+            let mut forking = Forking::begin(&inner, id);
             let started = guardian::start(&program, &inner.setup.cookie);
             forking.child = started.as_ref().ok().and_then(|(child, _)| child.id());
             started
         });
         let error = match started.await {
-            Some(Ok((mut child, link))) => match guardian::wait_until_ready(&link).await {
+            Ok(Ok((mut child, link))) => match guardian::wait_until_ready(&link).await {
                 Ok(()) => {
                     self.guardian_found(child.id(), link);
                     return Some(child);
@@ -369,8 +412,8 @@ impl Custody {
                     error
                 }
             },
-            Some(Err(error)) => error,
-            None => io::Error::other("a panic"),
+            Ok(Err(error)) => error,
+            Err(failed) => failed.into(),
         };
         tracing::warn!(program = shown, %error, "no guardian; what plugins start may outlive a killed core");
         None
@@ -481,29 +524,6 @@ impl Entry {
     }
 }
 
-/// A fork that goes on.
-struct Forking<'a> {
-    inner: &'a Inner,
-    child: Option<u32>,
-}
-
-impl<'a> Forking<'a> {
-    fn begin(inner: &'a Inner) -> Self {
-        inner.own.lock().forking += 1;
-        Self { inner, child: None }
-    }
-}
-
-impl Drop for Forking<'_> {
-    fn drop(&mut self) {
-        let mut own = self.inner.own.lock();
-        own.forking -= 1;
-        own.pids.extend(self.child);
-        drop(own);
-        self.inner.forked.notify_one();
-    }
-}
-
 /// What a live child holds of its keeper. Dropping it strikes the child off the lists.
 #[derive(Debug)]
 #[must_use]
@@ -512,6 +532,7 @@ pub(in crate::supervisor) struct Ticket {
     serial: u64,
     leader: Leader,
     released: bool,
+    struck_off: bool,
 }
 
 impl Ticket {
@@ -544,14 +565,18 @@ impl Ticket {
     }
 
     /// The leader is reaped: its number is free.
-    pub(in crate::supervisor) fn reaped(&self) {
-        self.custody.strike_off(Some(self.leader.pid));
+    pub(in crate::supervisor) fn reaped(&mut self) {
+        if !std::mem::replace(&mut self.struck_off, true) {
+            self.custody.strike_off(Some(self.leader.pid));
+        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.release();
+        // Of a child that nobody wanted any more: it is killed, and whoever comes first reaps it.
+        self.reaped();
     }
 }
 

@@ -66,20 +66,65 @@ fn parse_stat(pid: u32, stat: &str) -> Option<Seen> {
 /// All processes that can be seen.
 #[must_use]
 pub(super) fn everybody() -> Vec<Seen> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
+    pids().into_iter().filter_map(look).collect()
+}
+
+fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(look).collect()
+    pids.collect()
+}
+
+/// The ids of all processes, those that were given last first.
+#[must_use]
+pub(super) fn newest_first() -> Vec<u32> {
+    let mut pids = pids();
+    // Its last field, proc(5). Read after the ids, and before one of them can have become so old.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let last = load.split_whitespace().next_back();
+    let last = last.and_then(|last| last.parse().ok()).unwrap_or(u32::MAX);
+    pids.sort_unstable_by_key(|pid| std::cmp::Reverse(age_order(*pid, last)));
+    pids
+}
+
+/// The ids that were given last, in a small part of the time that a list of all takes.
+pub(super) fn just_given() -> impl Iterator<Item = u32> {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let last = load.split_whitespace().next_back();
+    let last: u32 = last.and_then(|last| last.parse().ok()).unwrap_or_default();
+    (0..4)
+        .filter_map(move |back| last.checked_sub(back))
+        .filter(|pid| *pid > 1)
+}
+
+/// Ids are given in order and begin anew at the end: those above the last one are of the round before.
+fn age_order(pid: u32, last: u32) -> (bool, u32) {
+    (pid <= last, pid)
 }
 
 /// The mark of a process, if it has one that we may read.
 #[must_use]
 pub(super) fn mark(pid: u32) -> Option<Mark> {
+    parse_environment(&environment(pid)?)
+}
+
+/// The credential that a process has in its environment.
+#[must_use]
+pub(super) fn token(pid: u32) -> Option<Vec<u8>> {
+    let environment = environment(pid)?;
+    let mut entries = environment.split(|byte| *byte == 0);
+    entries.find_map(|entry| {
+        let value = entry.strip_prefix(env::TOKEN.as_bytes())?;
+        Some(value.strip_prefix(b"=")?.to_owned())
+    })
+}
+
+/// What a process had as its environment when its program began.
+fn environment(pid: u32) -> Option<Vec<u8>> {
     let read = |path: String| fs::read(path).ok().filter(|content| !content.is_empty());
     let of_process = read(format!("/proc/{pid}/environ"));
     let of_any_thread = || threads(pid).find_map(|thread| read(format!("{thread}/environ")));
-    parse_environment(&of_process.or_else(of_any_thread)?)
+    of_process.or_else(of_any_thread)
 }
 
 /// Where the threads of a process are told of. What a process has is told of each that lives, and not
@@ -213,6 +258,14 @@ mod tests {
             assert_eq!((seen.ended, seen.started), (ended, 5), "{threads} threads");
         }
         assert!(parse_stat(42, "").is_none());
+    }
+
+    #[test]
+    fn ids_that_were_given_last_come_first_also_after_they_began_anew() {
+        let mut pids = [30_000, 3, 9, 32_000, 7];
+        pids.sort_by_key(|pid| std::cmp::Reverse(age_order(*pid, 9)));
+        assert_eq!(pids, [9, 7, 3, 32_000, 30_000]);
+        assert!(newest_first().contains(&std::process::id()));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Inner {
     /// known for its own. The core's own may not fork meanwhile either, for the lock is held.
     fn reap_adopted(&self) {
         let own = self.own.lock();
-        if own.forking > 0 {
+        if !own.is_complete() {
             return;
         }
         let mut reaped = 0;

@@ -12,6 +12,13 @@ use super::{Inner, SWEEP_BUDGET};
 /// Time between two looks at what was killed.
 const ROUND: Duration = Duration::from_millis(10);
 
+/// Rounds in a row that find nobody to kill and yet traces of somebody, before they are taken for
+/// somebody else's. A round takes a few milliseconds.
+const RESTLESS_ROUNDS: u32 = 40;
+
+/// Looks at the newest processes in a round that found traces of somebody. Each takes some 0.1 ms.
+const PROBES: u32 = 100;
+
 /// Time that a fork takes, amply.
 const FORK: Duration = Duration::from_millis(2);
 /// Looks at a core that forks all the time.
@@ -24,19 +31,35 @@ struct Swept {
     left: Vec<u32>,
 }
 
-/// Kills whom `doomed` names, again and again, until it names nobody.
-fn sweep(budget: Duration, mut doomed: impl FnMut() -> Vec<Seen>) -> Swept {
+/// One round of a sweep.
+#[derive(Debug, Default)]
+struct Found {
+    /// To be killed, or killed already.
+    doomed: Vec<Seen>,
+    /// Somebody came and went meanwhile, too fast to be judged.
+    traces: bool,
+}
+
+/// Kills whom `find` names, again and again, until it names nobody.
+fn sweep(budget: Duration, mut find: impl FnMut() -> Found) -> Swept {
     let mut swept = Swept::default();
     let rounds = budget.as_millis() / ROUND.as_millis();
+    let mut restless = 0;
     // Rounds are counted, not timed: the clock of this thread may be a paused one.
     for _ in 0..=rounds {
-        let found = doomed();
-        swept.left = found.iter().map(|seen| seen.pid).collect();
-        if found.is_empty() {
-            break;
+        let found = find();
+        swept.left = found.doomed.iter().map(|seen| seen.pid).collect();
+        if found.doomed.is_empty() {
+            restless += 1;
+            if !found.traces || restless >= RESTLESS_ROUNDS {
+                break;
+            }
+            // At once: whoever runs away by forking is caught between two forks, or not at all.
+            continue;
         }
-        found.iter().for_each(proc_fs::kill);
+        found.doomed.iter().for_each(proc_fs::kill);
         swept.killed.extend(&swept.left);
+        restless = 0;
         std::thread::sleep(ROUND);
     }
     swept
@@ -45,8 +68,9 @@ fn sweep(budget: Duration, mut doomed: impl FnMut() -> Vec<Seen>) -> Swept {
 impl Inner {
     /// Ends what a run left outside its group.
     pub(super) fn sweep_run(&self, run: &Leader) {
+        let mut known = BTreeSet::new();
         let swept = sweep(SWEEP_BUDGET, || {
-            self.doomed(Some(run), |household, process| {
+            self.round(run.started, Some(run), &mut known, |household, process| {
                 household.is_left_by(run, process)
             })
         });
@@ -60,8 +84,9 @@ impl Inner {
 
     /// Ends what any plugin left.
     pub(super) fn sweep_everything(&self, budget: Duration) -> Vec<u32> {
+        let mut known = BTreeSet::new();
         let swept = sweep(budget, || {
-            self.doomed(None, |household, process| {
+            self.round(self.core.started, None, &mut known, |household, process| {
                 household.is_left_by_anybody(process)
             })
         });
@@ -69,6 +94,78 @@ impl Inner {
             tracing::warn!(pids = ?swept.left, "processes of plugins cannot be ended");
         }
         swept.left
+    }
+
+    /// One round: kills whoever a rule dooms by its own marks, one by one as they are found, then names
+    /// all whom it dooms. Nobody is older than `since`. `known`: who had already ended before.
+    fn round(
+        &self,
+        since: u64,
+        ended: Option<&Leader>,
+        known: &mut BTreeSet<(u32, u64)>,
+        is_doomed: impl Fn(&Household<'_>, &Process) -> bool,
+    ) -> Found {
+        let mut found = self.chase(since, known, &is_doomed);
+        found.doomed.extend(self.doomed(ended, is_doomed));
+        found
+    }
+
+    /// A process that forks, leaves its session and exits, again and again, is gone before a list of all
+    /// processes is judged. So each is looked at, judged and killed in one go, the newest first. Whether
+    /// it was adopted does not count here, for the lists that tell this take too long.
+    fn chase(
+        &self,
+        since: u64,
+        known: &mut BTreeSet<(u32, u64)>,
+        is_doomed: impl Fn(&Household<'_>, &Process) -> bool,
+    ) -> Found {
+        // Before the look: a child that is forked after this is of no run that is over.
+        let own = self.own.lock().pids.clone();
+        let household = Household {
+            core: self.core.pid,
+            own: &own,
+            adopts: false,
+            strangers: &self.strangers,
+            cookie: &self.setup.cookie,
+            live: &[],
+        };
+        let mut found = Found::default();
+        let mut judge = |pid: u32, found: &mut Found| {
+            let Some(seen) = proc_fs::look(pid) else {
+                found.traces = true;
+                return;
+            };
+            if seen.started < since {
+                return;
+            }
+            if seen.ended {
+                let left_to_us = seen.parent == self.core.pid && !own.contains(&pid);
+                found.traces |= left_to_us && known.insert((pid, seen.started));
+                return;
+            }
+            let mark = proc_fs::mark(pid);
+            found.traces |= mark.is_none() && proc_fs::look(pid).is_none_or(|now| now.ended);
+            let process = Process {
+                mark,
+                streams: Vec::new(),
+                seen,
+            };
+            if is_doomed(&household, &process) {
+                proc_fs::kill(&process.seen);
+                found.doomed.push(process.seen);
+            }
+        };
+        for pid in proc_fs::newest_first() {
+            judge(pid, &mut found);
+        }
+        // Whoever left traces is faster than a list of all. Its successor has one of the newest ids.
+        for _ in 0..PROBES {
+            if !found.traces || !found.doomed.is_empty() {
+                break;
+            }
+            proc_fs::just_given().for_each(|pid| judge(pid, &mut found));
+        }
+        found
     }
 
     /// Whom a rule dooms now. `ended`: a run that is over, though it still stands in the book.
@@ -107,8 +204,8 @@ impl Inner {
             looks += 1;
             let everybody = proc_fs::everybody();
             let own = self.own.lock();
-            if own.forking == 0 || looks >= LOOKS {
-                return (everybody, own.pids.clone(), own.forking == 0);
+            if own.is_complete() || looks >= LOOKS {
+                return (everybody, own.pids.clone(), own.is_complete());
             }
             drop(own);
             std::thread::sleep(FORK);
@@ -144,7 +241,10 @@ impl Inner {
             );
             return;
         }
-        let swept = sweep(SWEEP_BUDGET, || survivors(&state));
+        let swept = sweep(SWEEP_BUDGET, || Found {
+            doomed: survivors(&state),
+            traces: false,
+        });
         if !swept.left.is_empty() {
             tracing::warn!(pids = ?swept.left, "processes of an earlier core cannot be ended");
         } else if !swept.killed.is_empty() {

@@ -35,6 +35,7 @@ impl State {
                 if self.desired == PluginState::Started {
                     self.desired = PluginState::Stopped;
                 }
+                self.halt_at_rest();
             }
             Event::Dependencies(missing) => self.dependencies(missing),
             Event::Late(by) => self.postpone(by),
@@ -59,7 +60,10 @@ impl State {
             Event::KillNow => self.kill_now(now, out),
             Event::Incompatible(message) => self.incompatible(message, now, out),
             Event::Renewed(settings, restart) => self.renew(settings, restart),
-            Event::Wanted(state) => self.desired = state,
+            Event::Wanted(state) => {
+                self.desired = state;
+                self.halted &= state == PluginState::Stopped;
+            }
             Event::Barred(bar) => self.set_bar(bar),
             Event::Run(generation, event) => {
                 if generation == self.generation {
@@ -72,6 +76,8 @@ impl State {
     fn request(&mut self, request: Request) {
         self.desired = request.wants();
         self.unasked = false;
+        self.halted = false;
+        self.halt_at_rest();
         if request == Request::Restart
             && let Life::Running(run) = &mut self.life
         {
@@ -81,6 +87,12 @@ impl State {
         if matches!(request, Request::Load | Request::Start | Request::Restart) {
             self.try_again(Retry::Asked);
         }
+    }
+
+    /// Where it is wanted STOPPED and has no run, none begins.
+    fn halt_at_rest(&mut self) {
+        let has_run = matches!(self.life, Life::Running(_));
+        self.halted |= self.desired == PluginState::Stopped && !has_run;
     }
 
     /// Skips a wait and forgets what counted against the plugin. Where a run is just being ended,
@@ -440,13 +452,23 @@ impl State {
     }
 
     fn pursue_rest(&mut self, rest: Rest) -> bool {
-        let wanted = !self.frozen && self.desired != PluginState::Unloaded;
+        let halted = self.halted && self.settings.origin == Origin::Hosted;
+        let wanted = !self.frozen && !halted && self.desired != PluginState::Unloaded;
         if !wanted {
             if rest == Rest::Idle {
                 return false;
             }
             let note = if self.frozen {
                 Note::new("shutdown", "the core is stopping")
+            } else if halted {
+                let said = "it was stopped by request";
+                match &self.life {
+                    Life::Resting(_, failed) if !failed.message.is_empty() => {
+                        let message = format!("{said}, and is not tried again: {}", failed.message);
+                        Note::new(failed.reason, message)
+                    }
+                    _ => Note::new("operator", said),
+                }
             } else {
                 Note::new("operator", "it was unloaded by request")
             };

@@ -10,6 +10,8 @@
 //! - A run is ended exactly once (`Action::EndRun`), and nothing is asked of it afterwards. What is
 //!   left of its process is then ended on its own account: (UNLOADED, unloading).
 //! - `desired` is what was last asked for; failures never change it.
+//! - Under STOPPED a run that ends by itself is followed by none: a plugin that fails when it is stopped,
+//!   or later, is not tried again. (A run that is on its way is brought to LOADED.)
 //! - Every wait has a deadline but these: for a dependency, for a remote plugin to connect, for an
 //!   operator.
 //! - Words of a run that is not the current one are ignored, whatever they say.
@@ -517,6 +519,8 @@ pub struct State {
     missing: Option<String>,
     /// Stopped until what it lost comes back.
     held_by_loss: bool,
+    /// Wanted STOPPED, and without a run that could be: none begins until something else is wanted.
+    halted: bool,
     /// Why it cannot run as it is configured.
     bar: Option<Note>,
     /// Nothing begins any more.
@@ -550,6 +554,7 @@ impl State {
             history: History::default(),
             missing: None,
             held_by_loss: false,
+            halted: false,
             bar: None,
             frozen: false,
             shutdown: None,

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::super::restart::{self, Ended, History, Next};
 use super::{
-    Action, End, Ending, Exit, ExitReport, Farewell, Life, LinkState, Note, Origin, Rest, Retry,
-    Running, Stage, State, Topic,
+    Action, End, Ending, Exit, ExitReport, Farewell, Life, LinkState, Note, Origin, PluginState,
+    Rest, Retry, Running, Stage, State, Topic,
 };
 
 /// What was killed is gone after this, or it hangs: a process in the kernel, or a thread.
@@ -116,6 +116,7 @@ impl State {
         let (ended, note) = match end {
             End::Asked(note) => (None, note),
             End::Incompatible(note) => {
+                self.halted |= self.desired == PluginState::Stopped;
                 self.report(exit, note.message.clone(), ran_for, forced, now);
                 self.crashed(out);
                 self.rest_after(Rest::Incompatible, note, again);
@@ -144,6 +145,8 @@ impl State {
             return;
         };
         self.unasked = true;
+        // Nobody waits for it.
+        self.halted |= self.desired == PluginState::Stopped;
         let random = self.random();
         let policy = &self.settings.restart;
         let crash = restart::is_crash(ended, ran_for, policy);
@@ -162,7 +165,7 @@ impl State {
         };
         let skipped = self.rest_after(rest, note, again);
         // One alert, not one per try.
-        if trips && !skipped && matches!(next, Next::CrashLoop(_) | Next::GivenUp) {
+        if trips && !skipped && !self.halted && matches!(next, Next::CrashLoop(_) | Next::GivenUp) {
             out.push(Action::Announce(Topic::CrashLoop));
         }
     }

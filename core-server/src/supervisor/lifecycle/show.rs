@@ -1,6 +1,8 @@
 //! What is seen of the machine: state, phase and reasons, derived; what follows from their change
 //! (gate, route, announcements); and the questions that its driver asks.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{
@@ -10,6 +12,10 @@ use super::{
 use crate::channel::Gate;
 use crate::types::Generation;
 
+/// How long a start slot is held at most: slots spread the load of beginnings, and a hook that takes
+/// minutes is mostly waiting.
+const SLOT_AT_MOST: Duration = Duration::from_secs(10);
+
 impl State {
     /// Bars the plugin: it cannot run as it is configured.
     #[must_use]
@@ -18,6 +24,16 @@ impl State {
         self.bar = Some(note.clone());
         self.life = Life::Resting(Rest::ConfigError, note);
         self.show(now, &mut Vec::new());
+        self
+    }
+
+    /// Of a plugin that does not run: not because nobody asked for it, but because somebody asked for it to
+    /// be unloaded, before this core began.
+    #[must_use]
+    pub fn unloaded_by_request(mut self) -> Self {
+        if let Life::Resting(Rest::Idle, note) = &mut self.life {
+            *note = Note::new("operator", "it was unloaded by request");
+        }
         self
     }
 
@@ -236,18 +252,23 @@ impl State {
         matches!(self.life, Life::Resting(Rest::Queued, _))
     }
 
-    /// Whether it is on its way from spawn to ready. (One that was STOPPED starts without a process of
-    /// its own to start, and one that waits for a dependency holds nobody up.)
+    /// Until when it holds a start slot, if it is not ready before: `Some` on its way from spawn to ready.
+    /// (One that was STOPPED starts without a process of its own to start, and one that waits for a
+    /// dependency holds nobody up.)
     #[must_use]
-    pub fn holds_slot(&self) -> bool {
-        self.settings.origin == Origin::Hosted
-            && matches!(&self.life, Life::Running(run) if matches!(
-                run.stage,
-                Stage::Spawning
-                    | Stage::Connecting
-                    | Stage::Loading
-                    | Stage::Starting(PluginState::Loaded)
-            ))
+    pub fn slot_until(&self) -> Option<Instant> {
+        let Life::Running(run) = &self.life else {
+            return None;
+        };
+        let on_its_way = matches!(
+            run.stage,
+            Stage::Spawning
+                | Stage::Connecting
+                | Stage::Loading
+                | Stage::Starting(PluginState::Loaded)
+        );
+        let hosted = self.settings.origin == Origin::Hosted;
+        (hosted && on_its_way).then(|| run.began + SLOT_AT_MOST)
     }
 
     /// When `Event::Tick` is due.
@@ -287,12 +308,13 @@ impl State {
                 PluginState::Started => Err(&["start", "stop", "unload", "restart"]),
                 PluginState::Stopped => Err(&["start", "stop", "unload", "restart"]),
             },
-            Request::Stop if same || self.phase() == Phase::Starting => Ok(()),
-            Request::Stop => match state {
-                PluginState::Started | PluginState::Stopped => Ok(()),
-                PluginState::Unloaded | PluginState::Loaded => {
+            // Where nobody wants it to work there is nothing to stop.
+            Request::Stop => match (state, self.desired) {
+                (PluginState::Unloaded, PluginState::Unloaded)
+                | (PluginState::Loaded, PluginState::Loaded | PluginState::Unloaded) => {
                     Err(&["load", "start", "unload", "restart"])
                 }
+                _ => Ok(()),
             },
         }
     }
@@ -302,8 +324,11 @@ impl State {
     pub fn progress(&self, wanted: PluginState) -> Progress {
         if let Life::Resting(rest, note) = &self.life {
             let cause = || note.message.clone();
+            let at_rest = self.halted || self.settings.origin == Origin::Remote;
             match rest {
                 Rest::Idle if wanted == PluginState::Unloaded => return Progress::Reached,
+                // There is nothing to be stopped, and nothing begins.
+                _ if wanted == PluginState::Stopped && at_rest => return Progress::Reached,
                 Rest::Backoff(_)
                 | Rest::CrashLoop(_)
                 | Rest::GivenUp

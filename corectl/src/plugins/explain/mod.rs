@@ -14,6 +14,8 @@ use crate::time;
 
 /// How far a chain of "which waits for" is followed.
 const LONGEST_CHAIN: usize = 8;
+/// Characters of a reason in a list.
+const LONGEST_BRIEF: usize = 72;
 
 /// Finds another plugin by its name; nothing where it is not known.
 pub(crate) type Find<'a> = &'a dyn Fn(&str) -> Option<&'a PluginInfo>;
@@ -35,7 +37,12 @@ pub(crate) fn explain(info: &PluginInfo, find: Find<'_>, now: Timestamp) -> Vec<
 
 /// In one short line, for lists: why, and when it is tried again.
 pub(crate) fn brief(info: &PluginInfo, now: Timestamp) -> String {
-    let why = why(info).to_owned();
+    let why = match (why(info), last_end(info)) {
+        // While it is tried again, what made it fail is what people look for.
+        ("", Some(end)) if is_tried_again(info) => format!("tried again after: {end}"),
+        (why, _) => why.to_owned(),
+    };
+    let why = shortened(&why);
     if info.next_attempt_at.is_none() {
         return why;
     }
@@ -43,6 +50,21 @@ pub(crate) fn brief(info: &PluginInfo, now: Timestamp) -> String {
     match why.is_empty() {
         true => next,
         false => format!("{why}; {next}"),
+    }
+}
+
+fn is_tried_again(info: &PluginInfo) -> bool {
+    let on_its_way = ["spawning", "connecting", "loading", "starting"];
+    info.failures > 0 && on_its_way.contains(&info.phase.as_str())
+}
+
+/// The first line, as far as a table has room for it; `describe` has the whole.
+fn shortened(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(LONGEST_BRIEF) {
+        Some((cut, _)) => format!("{}…", line[..cut].trim_end()),
+        None if text.lines().nth(1).is_some() => format!("{line}…"),
+        None => line.to_owned(),
     }
 }
 
@@ -108,10 +130,16 @@ fn idle(info: &PluginInfo) -> String {
     let name = &info.name;
     match (info.state(), info.desired()) {
         (PluginState::Unloaded, PluginState::Unloaded) => {
-            format!(
-                "It does not run, and nobody asked for it. `corectl plugins start {name}` starts it."
-            )
+            let why = match info.reason.as_str() {
+                "not_wanted" | "" => "nobody asked for it".to_owned(),
+                _ => sentence(why(info)),
+            };
+            format!("It does not run: {why}. `corectl plugins start {name}` starts it.")
         }
+        (PluginState::Unloaded, PluginState::Stopped) => format!(
+            "It does not run, and no process of it is left: {}. `corectl plugins start {name}` starts it.",
+            sentence(why(info))
+        ),
         (PluginState::Loaded | PluginState::Stopped, PluginState::Stopped) => format!(
             "It was stopped by request; its process stays. `corectl plugins start {name}` starts it."
         ),

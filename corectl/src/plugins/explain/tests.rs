@@ -55,6 +55,14 @@ fn every_phase_says_what_goes_on_and_what_follows() {
             "unloaded unloaded idle not_wanted: nobody asked for it",
             "nobody asked for it. `corectl plugins start lamp` starts it",
         ),
+        (
+            "unloaded unloaded idle operator: it was unloaded by request",
+            "does not run: it was unloaded by request. `corectl plugins start lamp` starts it",
+        ),
+        (
+            "unloaded stopped idle operator: it was stopped by request, and is not tried again: exit code 1",
+            "no process of it is left: it was stopped by request, and is not tried again: exit code 1",
+        ),
         ("loaded loaded idle", "loaded and not started, as asked for"),
         (
             "stopped stopped idle operator",
@@ -194,6 +202,20 @@ fn a_crash_loop_tells_how_often_how_and_when_again() {
     );
     info.next_attempt_at = at(-1);
     assert!(told(&info).contains("tries again now"));
+}
+
+#[test]
+fn a_list_says_why_it_is_tried_again_and_in_one_short_line() {
+    let mut info = plugin("unloaded started connecting");
+    assert_eq!(brief(&info, now()), "", "nothing has failed");
+    info.last_exit = Some(exit("exit code 3"));
+    assert_eq!(brief(&info, now()), "", "it was ended in order");
+    info.failures = 2;
+    assert_eq!(brief(&info, now()), "tried again after: exit code 3");
+    info.message = format!("no room\n{}", "x".repeat(100));
+    assert_eq!(brief(&info, now()), "no room…");
+    info.message = "ü".repeat(LONGEST_BRIEF + 1);
+    assert_eq!(brief(&info, now()), "ü".repeat(LONGEST_BRIEF) + "…");
 }
 
 #[test]

@@ -253,10 +253,14 @@ impl Dispatch {
             Some(FromCore::RunHook(request)) => self.take_hook(&request),
             Some(FromCore::GoingAway(notice)) => {
                 tracing::info!(reason = %notice.reason, "the core is going away");
+                self.run.going_away.send_replace(Some(notice.reason));
             }
             Some(FromCore::DependencyChanged(change)) => {
-                let (name, available) = (&change.name, change.available);
-                tracing::info!(dependency = %name, available, "a dependency changed");
+                let available = change.available;
+                tracing::info!(dependency = %change.name, available, "a dependency changed");
+                self.run.dependencies.send_modify(|known| {
+                    known.insert(change.name, change.available);
+                });
             }
             Some(FromCore::ConfigChanged(change)) => self.reconfigure(change),
             Some(FromCore::LogLevel(wish)) => logging::set_level(&wish.level),

@@ -5,6 +5,7 @@
 //! derive nesting depth, remaining time and trace; nothing is hidden in thread- or task-locals. Hand it
 //! (or a clone) to whatever works on the same thing.
 
+mod dependencies;
 mod scope;
 mod state;
 mod storage;
@@ -31,6 +32,7 @@ use crate::plugin;
 use crate::run::{Run, Stage, Terms};
 use crate::service::Service;
 
+pub use dependencies::{Dependencies, DependencyChange};
 pub(crate) use scope::Scope;
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry};

@@ -117,9 +117,10 @@ fn a_failed_stop_hook_is_the_reason_whatever_ends_the_run_then() {
         for event in end {
             play.run(event);
         }
-        play.expect(PluginState::Unloaded, Phase::Backoff);
+        play.expect(PluginState::Unloaded, Phase::Idle);
         assert_eq!(play.state.explain().0, "hook_failed", "{how}");
         assert_eq!(play.state.failures(), 1, "{how}");
+        assert_eq!(play.state.next_deadline(), None, "{how}: no run follows");
     }
 }
 

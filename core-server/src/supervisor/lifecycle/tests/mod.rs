@@ -575,6 +575,118 @@ fn a_run_under_stopped_is_brought_to_loaded_and_that_counts() {
     );
 }
 
+/// A plugin in each way of having no run.
+fn at_rest() -> Vec<(&'static str, Play)> {
+    let failed = |exits: &[i32]| {
+        let mut play = Play::new(Origin::Hosted, PluginState::Started);
+        for code in exits {
+            play.feed(Event::Slot)
+                .run(RunEvent::Spawned)
+                .run(exit(*code));
+            if play.state.next_attempt_at().is_some() && exits.len() > 1 {
+                play.wait();
+            }
+        }
+        play
+    };
+    let mut crash_loop = failed(&[1; 7]);
+    crash_loop
+        .feed(Event::Slot)
+        .run(RunEvent::Spawned)
+        .run(exit(1));
+    crash_loop.expect(PluginState::Unloaded, Phase::CrashLoop);
+    let mut waiting = Play::new(Origin::Hosted, PluginState::Started);
+    waiting.feed(Event::Dependencies(Some("waits for devices".to_owned())));
+    vec![
+        ("backoff", failed(&[1])),
+        ("config_error", failed(&[78])),
+        ("crash_loop", crash_loop),
+        ("waiting", waiting),
+        ("queued", Play::new(Origin::Hosted, PluginState::Started)),
+    ]
+}
+
+#[test]
+fn who_is_stopped_without_a_run_gets_none_until_something_else_is_wanted() {
+    for stop in [Event::Request(Request::Stop), Event::StopAll] {
+        for (what, mut play) in at_rest() {
+            assert_eq!(play.state.permits(Request::Stop), Ok(()), "{what}");
+            play.take();
+            play.feed(stop.clone());
+            play.expect(PluginState::Unloaded, Phase::Idle);
+            assert_eq!(play.state.progress(PluginState::Stopped), Progress::Reached);
+            assert_eq!(play.state.next_deadline(), None, "{what}");
+            // Nothing that skips a wait brings it back.
+            for event in [
+                Event::Changed,
+                Event::DependencyReady,
+                Event::Dependencies(None),
+            ] {
+                play.feed(event);
+                play.expect(PluginState::Unloaded, Phase::Idle);
+                assert!(!play.state.wants_slot(), "{what}");
+            }
+            assert!(!play.take().contains(&Action::Spawn), "{what}");
+            assert!(
+                play.state
+                    .explain()
+                    .1
+                    .starts_with("it was stopped by request")
+            );
+            play.feed(Event::Request(Request::Start));
+            assert!(play.state.wants_slot(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_on_its_way_when_it_is_stopped_is_loaded_or_fails_for_good() {
+    let mut good = Play::new(Origin::Hosted, PluginState::Started);
+    good.feed(Event::Slot).feed(Event::Request(Request::Stop));
+    let mut bad = good.clone();
+    good.run(RunEvent::Spawned).open().hook(Ok(()));
+    good.expect(PluginState::Loaded, Phase::Idle);
+    assert_eq!(bad.state.progress(PluginState::Stopped), Progress::Pending);
+    bad.run(RunEvent::Spawned).run(exit(1));
+    bad.expect(PluginState::Unloaded, Phase::Idle);
+    assert_eq!(bad.state.progress(PluginState::Stopped), Progress::Reached);
+    assert!(bad.take().contains(&Action::Announce(Topic::Crashed)));
+    // So does one that was stopped in order and leaves later.
+    let mut later = Play::started(Origin::Hosted);
+    later
+        .feed(Event::Request(Request::Stop))
+        .run(RunEvent::Drained)
+        .hook(Ok(()))
+        .run(exit(1));
+    later.expect(PluginState::Unloaded, Phase::Idle);
+    assert_eq!(later.state.next_deadline(), None);
+}
+
+#[test]
+fn a_remote_plugin_that_is_stopped_is_awaited_as_before() {
+    let mut play = Play::new(Origin::Remote, PluginState::Started);
+    play.feed(Event::Request(Request::Stop));
+    play.expect(PluginState::Unloaded, Phase::Connecting);
+    assert_eq!(play.state.progress(PluginState::Stopped), Progress::Reached);
+    play.open().hook(Ok(()));
+    play.expect(PluginState::Loaded, Phase::Idle);
+}
+
+#[test]
+fn a_start_slot_is_held_until_ready_and_for_ten_seconds_at_most() {
+    let mut play = Play::new(Origin::Hosted, PluginState::Started);
+    assert_eq!(play.state.slot_until(), None, "it waits for one");
+    play.feed(Event::Slot);
+    let until = Some(play.now + Duration::from_secs(10));
+    assert_eq!(play.state.slot_until(), until);
+    play.now += Duration::from_secs(4);
+    play.open().hook(Ok(()));
+    play.expect(PluginState::Loaded, Phase::Starting);
+    assert_eq!(play.state.slot_until(), until, "from its begin");
+    play.hook(Ok(()));
+    assert_eq!(play.state.slot_until(), None, "it is ready");
+}
+
 #[test]
 fn only_impossible_requests_are_refused() {
     use Request::{Load, Restart, Start, Stop, Unload};
