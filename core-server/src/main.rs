@@ -25,12 +25,11 @@ fn start() -> Result<ExitCode, ExitCode> {
         std::env::current_dir()
             .map_err(|error| internal("the working directory cannot be read", &error))
     };
-    let threads = || {
-        let mut builder = match std::env::var_os("CORE_CURRENT") {
-            Some(_) => tokio::runtime::Builder::new_current_thread(),
-            None => tokio::runtime::Builder::new_multi_thread(),
-        };
-        let runtime = builder.enable_all().build();
+    let threads = |workers: usize| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .enable_all()
+            .build();
         runtime.map_err(|error| internal("threads cannot be started", &error))
     };
     match cli.command() {
@@ -41,7 +40,7 @@ fn start() -> Result<ExitCode, ExitCode> {
         Command::CheckConfig => Ok(cli.check_config(&cwd()?)),
         Command::Health { addr } => {
             let loaded = cli.load(&cwd()?)?;
-            threads()?
+            threads(1)?
                 .block_on(serve::health(&loaded.config, addr))
                 .map_err(|error| {
                     cli::tell(&error);
@@ -57,7 +56,7 @@ fn start() -> Result<ExitCode, ExitCode> {
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
-            let threads = threads()?;
+            let threads = threads(loaded.config.threads)?;
             let flags = cli.flags.clone();
             let load = move |candidate: Option<&Candidate>| {
                 config::load_candidate(&flags, config::process_environment(), &cwd, candidate)

@@ -54,6 +54,21 @@ pub(crate) enum RoleName {
 }
 
 impl RoleName {
+    /// A part of ours, the yardstick of gRPC included.
+    fn is_ours(self) -> bool {
+        match self {
+            Self::CoreProvider
+            | Self::CoreClient
+            | Self::CoreSubscribers
+            | Self::CoreCrowd
+            | Self::EchoServer
+            | Self::EchoClient => true,
+            Self::NatsResponder | Self::NatsClient | Self::NatsSubscribers | Self::RedisClient => {
+                false
+            }
+        }
+    }
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::CoreProvider => "core-provider",
@@ -115,10 +130,11 @@ pub(crate) struct Span {
 
 /// Runs a role until its input ends.
 pub(crate) fn run(name: RoleName) -> ExitCode {
-    let mut builder = match std::env::var_os("BENCH_CURRENT") {
-        Some(_) => tokio::runtime::Builder::new_current_thread(),
-        None => tokio::runtime::Builder::new_multi_thread(),
-    };
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if name.is_ours() {
+        // As `plugin_sdk::main!` has it. The peers' clients have what `#[tokio::main]` gives.
+        builder.worker_threads(1);
+    }
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

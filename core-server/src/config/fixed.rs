@@ -18,6 +18,7 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         plugins_dir: _,
         data_dir,
         shutdown_timeout,
+        threads,
         storage,
         listen,
         operators,
@@ -31,6 +32,7 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         "shutdown_timeout",
         *shutdown_timeout == other.shutdown_timeout,
     );
+    compare("threads", *threads == other.threads);
     compare("operators", *operators == other.operators);
     compare("storage.adapter", storage.adapter == other.storage.adapter);
     compare("storage.path", storage.path == other.storage.path);

@@ -17,7 +17,8 @@ use super::tree::{Data, Entry, Table, View, absolute, merge, parse};
 use super::upgrades::{Candidate, Upgrade, Upgrades};
 use super::{
     Adapter, Config, DEFAULT_DATABASE, DEFAULT_FILE, DEFAULT_LOG_FILTER, DEFAULT_RUNTIME_DIR,
-    DEFAULT_SHUTDOWN_TIMEOUT, Durability, Listen, Log, LogFormat, Storage, Supervision,
+    DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, Durability, Listen, Log, LogFormat, Storage,
+    Supervision,
 };
 
 /// Longest path of a unix socket, without the zero byte that ends it: `sun_path` in unix(7).
@@ -167,6 +168,7 @@ fn type_core(
         shutdown_timeout: top
             .time("shutdown_timeout")
             .unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT),
+        threads: top.number("threads").unwrap_or(DEFAULT_THREADS as usize),
         storage: type_storage(top.section("storage")),
         listen: type_listen(top.section("listen"), problems),
         operators: top

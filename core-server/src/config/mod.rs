@@ -68,6 +68,10 @@ const DEFAULT_DATABASE: &str = "runtime.db";
 /// In the data directory.
 const DEFAULT_RUNTIME_DIR: &str = "run";
 const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// One thread: whatever runs on it meets no lock that another holds, wakes nobody on another processor, and
+/// gathers what is ready into fewer system calls (`docs/decisions/0008-one-worker-thread.md`).
+const DEFAULT_THREADS: u64 = 1;
+const MAX_THREADS: u64 = 64;
 const DEFAULT_LOG_FILTER: &str = "info";
 
 /// A configuration that holds. [`load()`] makes one from files; a program that embeds the core begins
@@ -80,6 +84,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Bounds a graceful stop.
     pub shutdown_timeout: Duration,
+    /// Worker threads of the core's own program; one that embeds the core has its own.
+    pub threads: usize,
     /// Durable data.
     pub storage: Storage,
     /// Where the core can be reached.
@@ -215,6 +221,7 @@ impl Default for Config {
         Self {
             plugins_dir: PathBuf::from(DEFAULT_PLUGINS_DIR),
             shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
+            threads: DEFAULT_THREADS as usize,
             storage: Storage {
                 adapter: Adapter::default(),
                 path: data_dir.join(DEFAULT_DATABASE),

@@ -11,7 +11,10 @@ use super::limits;
 use super::permissions::{self, MANAGE};
 use super::shape::{Case, Field, Repeats, Rule, Shape};
 use super::tree::Data;
-use super::{DEFAULT_DATA_DIR, DEFAULT_LOG_FILTER, DEFAULT_PLUGINS_DIR, DEFAULT_SHUTDOWN_TIMEOUT};
+use super::{
+    DEFAULT_DATA_DIR, DEFAULT_LOG_FILTER, DEFAULT_PLUGINS_DIR, DEFAULT_SHUTDOWN_TIMEOUT,
+    DEFAULT_THREADS, MAX_THREADS,
+};
 
 /// `core.toml`, and the environment and flags as far as they name the same settings.
 pub(super) static CORE: Shape = Shape::Section(&[&[
@@ -33,6 +36,12 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
         "Bounds a graceful stop. An integer counts seconds.",
     )
     .preset(|| Data::Time(DEFAULT_SHUTDOWN_TIMEOUT)),
+    Field::new(
+        "threads",
+        Shape::Integer(1..=MAX_THREADS),
+        "Worker threads of the core.",
+    )
+    .preset(|| Data::Integer(DEFAULT_THREADS)),
     Field::new(
         "operators",
         Shape::List(&Shape::Integer(0..=UID_MAX), Repeats::Refused),

@@ -41,17 +41,20 @@ pub(super) enum Why {
     Cancelled,
 }
 
+/// Nearly always nothing or one: then it needs no memory of its own.
+pub(super) type Few<T> = smallvec::SmallVec<[T; 1]>;
+
 /// What is to be done after a decision.
 #[derive(Default)]
 pub(super) struct Step {
     /// Calls that have ended.
-    pub(super) ended: Vec<Ended>,
+    pub(super) ended: Few<Ended>,
     /// Calls to push, in order.
-    pub(super) dispatch: Vec<(Link, Box<CallFrame>)>,
+    pub(super) dispatch: Few<(Link, Box<CallFrame>)>,
     /// A call that its caller gave up while the provider has it, or soon will.
     pub(super) cancel: Option<(Link, u64)>,
     /// Timers that are not needed any more.
-    pub(super) timers: Vec<Timer>,
+    pub(super) timers: Few<Timer>,
     /// Waiting callers are to be answered then.
     pub(super) suspended_until: Option<Instant>,
     /// How many calls went back in line.

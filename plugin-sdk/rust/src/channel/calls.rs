@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use core_proto::v1::plugin_message::Message as Kind;
 use core_proto::v1::{CallRequest, CallResponse};
+use futures_util::future::{AbortHandle, AbortRegistration, Abortable};
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
@@ -31,9 +31,7 @@ pub(crate) struct Calls {
     run: Arc<Run>,
     outbox: Arc<Outbox>,
     /// Cancels each call under way, by its id.
-    under_way: Arc<Mutex<HashMap<u64, CancellationToken>>>,
-    /// Cancelled with the channel.
-    channel: CancellationToken,
+    under_way: Arc<Mutex<HashMap<u64, AbortHandle>>>,
     tasks: TaskTracker,
 }
 
@@ -43,21 +41,15 @@ impl Calls {
             run,
             outbox,
             under_way: Arc::default(),
-            channel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
     }
 
     /// Begins a call. Never waits.
     pub(crate) fn begin(&self, request: CallRequest) {
-        let cancel = self.channel.child_token();
+        let (cancel, cancelled) = AbortHandle::new_pair();
         let call_id = request.call_id;
-        if self
-            .under_way
-            .lock()
-            .insert(call_id, cancel.clone())
-            .is_some()
-        {
+        if self.under_way.lock().insert(call_id, cancel).is_some() {
             tracing::warn!(call_id, "the core used a call id twice");
         }
         let span = tracing::info_span!(
@@ -73,15 +65,19 @@ impl Calls {
             Arc::clone(&self.outbox),
             Arc::clone(&self.under_way),
             request,
-            cancel,
+            cancelled,
         );
-        self.tasks.spawn(work.instrument(span));
+        if span.is_disabled() {
+            self.tasks.spawn(work);
+        } else {
+            self.tasks.spawn(work.instrument(span));
+        }
     }
 
     /// Cancels a call; unknown ids are calls that have ended.
     pub(crate) fn cancel(&self, call_id: u64) {
         if let Some(call) = self.under_way.lock().get(&call_id) {
-            call.cancel();
+            call.abort();
         }
     }
 
@@ -95,19 +91,21 @@ impl Calls {
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        self.channel.cancel();
+        for call in self.under_way.lock().values() {
+            call.abort();
+        }
     }
 }
 
 async fn answer(
     run: Arc<Run>,
     outbox: Arc<Outbox>,
-    under_way: Arc<Mutex<HashMap<u64, CancellationToken>>>,
+    under_way: Arc<Mutex<HashMap<u64, AbortHandle>>>,
     request: CallRequest,
-    cancel: CancellationToken,
+    cancelled: AbortRegistration,
 ) {
     let call_id = request.call_id;
-    let result = execute(&run, request, &cancel).await;
+    let result = execute(&run, request, cancelled).await;
     under_way.lock().remove(&call_id);
     let response = match result.and_then(|result| fits(&run, result)) {
         Ok(result) => CallResponse {
@@ -128,7 +126,7 @@ async fn answer(
 async fn execute(
     run: &Arc<Run>,
     request: CallRequest,
-    cancel: &CancellationToken,
+    cancelled: AbortRegistration,
 ) -> Result<Bytes> {
     let service = run.services.read().get(&request.service).cloned();
     let Some(service) = service else {
@@ -150,14 +148,15 @@ async fn execute(
     };
     let ctx = Ctx::new(Arc::clone(run), scope);
     let arguments = request.arguments;
-    tokio::select! {
-        // Cancelled first: such a call is answered CANCELLED even if its handler is ready too.
-        biased;
-        () = cancel.cancelled() => Err(Error::cancelled("the caller withdrew the call")),
-        result = guarded(async move { service.handle(ctx, arguments).await }) => result,
-        () = tokio::time::sleep_until(deadline) => {
-            Err(Error::deadline_exceeded(format!("not done within {time:?}")))
-        }
+    let handled = guarded(async move { service.handle(ctx, arguments).await });
+    let in_time = tokio::time::timeout_at(deadline, handled);
+    // Cancelled first: such a call is answered CANCELLED even if its handler is ready too.
+    match Abortable::new(in_time, cancelled).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Error::deadline_exceeded(format!(
+            "not done within {time:?}"
+        ))),
+        Err(_) => Err(Error::cancelled("the caller withdrew the call")),
     }
 }
 

@@ -24,6 +24,13 @@ mod exit {
 /// the hooks may take, and sooner than the 11 s in which no child of a dead core may be left.
 const END_WITHOUT_CORE: Duration = Duration::from_secs(8);
 
+/// One thread that runs everything `async` of a plugin: with the channel and its handlers on one thread a
+/// call wakes no other processor, and what is ready together leaves together
+/// (`docs/reference/performance.md`). Plain `fn` handlers have threads of their own; an `async fn` that
+/// blocks holds up the plugin's dispatch, and the core then says that it is degraded. A plugin that computes
+/// much in `async` code makes a runtime of its own and calls [`run`](super::run).
+const WORKERS: usize = 1;
+
 /// Worker threads that still block when the plugin has ended are left behind after this.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 
@@ -40,6 +47,7 @@ pub fn main(plugin: impl IntoPlugin) -> ExitCode {
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
         .enable_all()
         .build()
     {
