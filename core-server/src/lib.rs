@@ -50,6 +50,9 @@ pub mod config;
 pub mod error;
 pub mod event_bus;
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 pub mod plugin_manager;
 pub mod routing;

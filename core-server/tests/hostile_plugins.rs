@@ -29,7 +29,12 @@ fn token(name: &str) -> String {
 
 /// A core that knows remote plugins of these names. Each may call all services.
 async fn core(directory: &Path, names: &[&str]) -> Runtime {
+    core_with(directory, names, |_| {}).await
+}
+
+async fn core_with(directory: &Path, names: &[&str], change: impl FnOnce(&mut Config)) -> Runtime {
     let mut config = Config::for_tests(directory);
+    change(&mut config);
     for name in names {
         let token = Token::from_text(&token(name)).expect("long enough");
         let name = PluginName::parse(name).expect("good name");
@@ -335,20 +340,49 @@ async fn frames_of_an_ended_run_change_nothing() {
 #[tokio::test]
 async fn whoever_takes_all_connections_does_not_shut_out_operators() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut config = Config::for_tests(directory.path());
-    config.limits.connections = 1;
-    let core = Runtime::builder(config).start().await.expect("starts");
-    let check = async |channel| {
-        let mut client = HealthClient::new(channel);
-        let answer = client.check(HealthCheckRequest::default());
-        tokio::time::timeout(LIMIT, answer).await.expect("in time")
-    };
-    let only = connect(core.plugin_socket()).await;
-    check(only.clone()).await.expect("there is room for one");
+    let core = core_with(directory.path(), &["asks"], |config| {
+        config.limits.connections = 1;
+    })
+    .await;
+    let only = Plugin::open(&core, "asks", &[]).await;
     let second = connect(core.plugin_socket()).await;
     check(second).await.expect_err("there is room for one only");
     let operator = connect(core.operator_socket()).await;
     check(operator).await.expect("operators have their own");
     drop(only);
     shut_down(core).await;
+}
+
+#[tokio::test]
+async fn whoever_is_known_stays_while_strangers_give_way_to_each_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let core = core_with(directory.path(), &["asks"], |config| {
+        config.limits.connections = 2;
+    })
+    .await;
+    let mut known = Plugin::open(&core, "asks", &[]).await;
+    for _ in 0..20 {
+        let stranger = connect(core.plugin_socket()).await;
+        check(stranger.clone())
+            .await
+            .expect("the newest has a place");
+        // Kept open: the next one takes its place.
+        std::mem::forget(stranger);
+    }
+    let get = v1::StateEngineGetRequest {
+        key: "asks.anything".to_owned(),
+    };
+    known.request(1, "StateEngine/Get", &get).await;
+    match known.next().await {
+        FromCore::Response(answer) => assert_eq!(answer.request_id, 1),
+        other => panic!("expected an answer, not {other:?}"),
+    }
+    shut_down(core).await;
+}
+
+async fn check(channel: Channel) -> Result<(), tonic::Status> {
+    let mut client = HealthClient::new(channel);
+    let answer = client.check(HealthCheckRequest::default());
+    let answer = tokio::time::timeout(LIMIT, answer).await.expect("in time");
+    answer.map(drop)
 }

@@ -9,7 +9,10 @@
 
 mod home;
 mod measure;
+mod mutator;
+mod observe;
 mod processes;
+mod raw_http2;
 mod report;
 mod rows;
 mod runner;

@@ -19,3 +19,14 @@ pub(crate) fn percentile(samples: &[Duration], percent: usize) -> f64 {
 pub(crate) fn worst(samples: &[Duration]) -> f64 {
     percentile(samples, 100)
 }
+
+/// As a figure.
+pub(crate) fn count(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::NAN, f64::from)
+}
+
+/// The one in the middle; NaN of none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::report::Row;
 use crate::rows::{
-    chaos, clock, dependencies, exits, graph, identity, liveness, orphans, output, policy,
-    resources, shutdown, start, stop, storm, upgrade,
+    chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity, liveness,
+    mutations, orphans, output, oversize, policy, resources, shutdown, slow_readers, slowloris,
+    start, stop, storm, upgrade,
 };
 
 /// How a row shares the machine.
@@ -109,6 +110,31 @@ faults! {
     "25" "two processes claim one plugin",
         "second refused, first unharmed; same instance replaces its own channel at once",
         Patient 60 => identity::second_process;
+    "26" "100,000 messages of 40 B, receiver paused 2 s, each way",
+        "no GOAWAY, order kept; bites when run with 1 MiB / 1 MiB windows", Alone 90 => slow_readers::paused;
+    "27" "rapid reset: 10,000 HEADERS and RST_STREAM",
+        "that connection ends with ENHANCE_YOUR_CALM; other client's p99 < 2x; RSS +< 20 MiB",
+        Alone 60 => http2::rapid_reset;
+    "28" "forced local resets (bad frames) x 10,000",
+        "connection closed by the local-reset limit", Alone 60 => http2::forced_resets;
+    "29" "CONTINUATION flood; 1 MiB metadata; 10,000 headers",
+        "refused; RSS flat", Alone 60 => floods::headers;
+    "30" "10,000 streams on one connection",
+        "never more than the limit open; surplus REFUSED_STREAM, beyond the local-reset limit ENHANCE_YOUR_CALM; others unaffected",
+        Alone 60 => http2::many_streams;
+    "31" "slowloris: 500 sockets, 1 B/s or silent",
+        "closed at 5 s, at the cap the oldest unidentified one gives way; a good client connects < 200 ms throughout",
+        Alone 60 => slowloris::silent;
+    "32" "ping, SETTINGS, empty DATA floods, window overflow",
+        "connection closed or bounded; CPU < 1 core for < 5 s", Alone 90 => floods::frames;
+    "33" "message over 4 MiB; gzip bomb; length prefix 2^32-1",
+        "OUT_OF_RANGE / UNIMPLEMENTED, never more than the limit reserved per stream",
+        Alone 60 => oversize::messages;
+    "34" "no descriptors left: RLIMIT_NOFILE 64 and sockets",
+        "no spin (CPU < 20 %), recovers < 1 s after release, existing plugins live",
+        Alone 60 => descriptors::exhausted;
+    "35" "random and mutated envelopes",
+        "no panic, no hang > 1 s, no effect on other plugins", Alone 700 => mutations::envelopes;
     "48" "log flood 100 MB/s; a 50 MB line; no newline; binary",
         "plugin never blocked, RSS +< 2 MiB each, suppressed count exact", Alone 120 => output::floods;
     "49" "memory hog, fork bomb",

@@ -177,6 +177,15 @@ impl RawPlugin {
         sent.expect("an open channel");
     }
 
+    /// Sends any bytes as one frame, if the channel is open.
+    ///
+    /// # Errors
+    /// The channel has ended.
+    pub async fn try_send_bytes(&self, frame: impl Into<Bytes>) -> Result<(), Status> {
+        let sent = within("a frame is taken", self.sender.send(frame.into())).await;
+        sent.map_err(|_| Status::ok("the channel ended"))
+    }
+
     /// Sends a frame.
     ///
     /// # Panics

@@ -16,6 +16,7 @@
 mod bench;
 mod demo;
 mod faults;
+mod fuzz;
 mod licences;
 mod proto_lint;
 mod rules;

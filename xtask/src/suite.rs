@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::demo::{self, Played};
 use crate::faults;
+use crate::fuzz;
 use crate::licences;
 use crate::proto_lint;
 use crate::rules;
@@ -109,6 +110,12 @@ const STEPS: &[Step] = &[
         about: "the fault table: real cores and plugins, every promise with its figure",
         needs: &["build"],
         run: |workspace| faults::run(workspace, &faults::Options::default()),
+    },
+    Step {
+        name: "fuzz",
+        about: "the targets of fuzz/, some seconds each",
+        needs: &[],
+        run: fuzz::run,
     },
     Step {
         name: "compose",

@@ -147,6 +147,9 @@ limits! {
     /// Open connections.
     connections: connections = 1_024, within 2, 65_536,
         at "new ones are refused";
+    /// Of those, the ones on which no request has carried a valid credential yet.
+    connections_unidentified: connections = 64, within 1, 65_536,
+        at "the oldest of them is closed";
     /// Time for the HTTP/2 preface of a new connection.
     preface_timeout: time = seconds(5), within millis(100), seconds(60),
         at "the connection is closed";
@@ -254,8 +257,40 @@ limits! {
         at "entries that were not used for long leave";
 }
 
-/// Bounds of the contract itself: SDKs and stored data rely on them.
+/// Bounds of a connection that no honest peer comes near.
+pub mod http2 {
+    /// Metadata of one request. Up to four times as much the request is refused, beyond that the
+    /// connection ends.
+    pub const HEADER_LIST_BYTES: u32 = 16 << 10;
+    /// Metadata of one request as it travels, compressed or not: h2 goes away at about 112 KiB of frames
+    /// of the usual size, and says so; this is for larger frames.
+    pub const HEADER_BLOCK_BYTES: usize = 128 << 10;
+    /// Streams that were reset before the core had looked at them (CVE-2023-44487). h2's own default;
+    /// more than a few of them at the same moment need a batch of requests and resets in one packet.
+    pub const PENDING_RESETS: usize = 20;
+    /// Streams that the core had to reset for what was wrong with their frames, and streams beyond the
+    /// limit that it refused, over the whole life of a connection (CVE-2025-8671). hyper's own default.
+    pub const LOCAL_RESETS: usize = 1_024;
+    /// What may wait in HTTP/2 to be sent on one stream to a peer whose window is larger: two batches of
+    /// events. Peers with the windows of the contract never see it.
+    pub const SEND_BUFFER_BYTES: usize = 128 << 10;
+    /// Frames that carry nothing (pings, settings, resets, window updates, empty data, …) in a row.
+    pub const EMPTY_FRAMES_AT_ONCE: u32 = 20_000;
+    /// And each second, beyond those that answer what was sent to the peer. About 1 % of a core.
+    pub const EMPTY_FRAMES_PER_SECOND: u32 = 10_000;
+    /// Requests without a credential at once on a connection whose peer is not known.
+    pub const ANONYMOUS_REQUESTS: usize = 16;
+}
+
+/// Bounds of the contract itself, on which SDKs and stored data rely; and bounds against abuse, which
+/// only who abuses would want to change.
 const FIXED: &[Limit] = &[
+    Limit {
+        name: "anonymous_requests",
+        value: http2::ANONYMOUS_REQUESTS as u64,
+        unit: "requests",
+        at_limit: "RESOURCE_EXHAUSTED CALLER_BUSY; fixed",
+    },
     Limit {
         name: "dotted_name_bytes",
         value: crate::types::MAX_BYTES as u64,
@@ -267,6 +302,36 @@ const FIXED: &[Limit] = &[
         value: crate::types::MAX_TOKENS as u64,
         unit: "tokens",
         at_limit: "INVALID_ARGUMENT naming the rule broken; fixed",
+    },
+    Limit {
+        name: "http2_empty_frames",
+        value: http2::EMPTY_FRAMES_AT_ONCE as u64,
+        unit: "frames",
+        at_limit: "the connection is closed; fixed",
+    },
+    Limit {
+        name: "http2_header_list_bytes",
+        value: http2::HEADER_LIST_BYTES as u64,
+        unit: "bytes",
+        at_limit: "the request is refused (HTTP status 431), far beyond it the connection ends; fixed",
+    },
+    Limit {
+        name: "http2_local_resets",
+        value: http2::LOCAL_RESETS as u64,
+        unit: "streams",
+        at_limit: "the connection ends with ENHANCE_YOUR_CALM; fixed",
+    },
+    Limit {
+        name: "http2_pending_resets",
+        value: http2::PENDING_RESETS as u64,
+        unit: "streams",
+        at_limit: "the connection ends with ENHANCE_YOUR_CALM; fixed",
+    },
+    Limit {
+        name: "http2_send_buffer_bytes",
+        value: http2::SEND_BUFFER_BYTES as u64,
+        unit: "bytes",
+        at_limit: "what follows waits in its queue; fixed",
     },
     Limit {
         name: "plugin_name_bytes",

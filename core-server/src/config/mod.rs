@@ -50,7 +50,7 @@ pub use environment::process_environment;
 pub use error::{Error, Origin, Problem, SourceFile};
 pub use fixed::needs_restart;
 pub use flags::Flags;
-pub use limits::{Limit, Limits};
+pub use limits::{Limit, Limits, http2};
 pub use load::{Loaded, load, load_candidate};
 pub(crate) use origins::REDACTED;
 pub use origins::{Origins, Setting};

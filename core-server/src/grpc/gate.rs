@@ -6,14 +6,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use core_proto::contract::metadata;
+use futures_util::future::{BoxFuture, Either};
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::HeaderMap;
 use tokio::time::Instant;
 use tower::Service;
 
 use super::status;
 use crate::channel::LastRead;
+use crate::config::http2;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::security::{Admitted, Caller, Credential, Gatekeeper, Peer, Presented};
+use crate::transport::{AnonymousRequest, Standing};
 
 /// The layer; see the module.
 #[derive(Clone, Debug)]
@@ -27,7 +31,11 @@ impl<S> Gate<S> {
         Self { gatekeeper, inner }
     }
 
-    fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Failure> {
+    /// Judges a request. `Some`: nobody known made it, and it counts until its answer was sent.
+    fn admit<B>(
+        &self,
+        request: &mut http::Request<B>,
+    ) -> Result<Option<AnonymousRequest>, Failure> {
         let headers = request.headers();
         let deadline = match header(headers, "grpc-timeout") {
             Some(text) => Some(Instant::now() + parse_timeout(text).ok_or(BadTimeout)?),
@@ -43,8 +51,20 @@ impl<S> Gate<S> {
         let method = request.uri().path().trim_start_matches('/');
         // A connection without a peer would be a defect of the transport: it gets no rights.
         let peer = request.extensions().get::<Peer>().unwrap_or(&Peer::Memory);
-        let admitted = self.gatekeeper.admit(peer, method, &presented)?;
-        match admitted {
+        let admitted = self.gatekeeper.admit(peer, method, &presented);
+        let standing = request.extensions().get::<Standing>();
+        if let Ok(Admitted::Anonymous) = admitted {
+            let counted = standing.filter(|standing| !standing.is_known());
+            return Ok(counted.map(anonymous_request).transpose()?);
+        }
+        let known = match &admitted {
+            Ok(_) => true,
+            Err(error) => error.is_told_to_somebody_known(),
+        };
+        if let Some(standing) = standing.filter(|_| known) {
+            standing.identify();
+        }
+        match admitted? {
             Admitted::Anonymous => {}
             Admitted::Plugin(credential) => {
                 request.extensions_mut().insert(credential);
@@ -58,7 +78,31 @@ impl<S> Gate<S> {
                 request.extensions_mut().insert(caller);
             }
         }
-        Ok(())
+        Ok(None)
+    }
+}
+
+fn anonymous_request(standing: &Standing) -> Result<AnonymousRequest, Crowded> {
+    let limit = http2::ANONYMOUS_REQUESTS;
+    standing.anonymous_request(limit).ok_or(Crowded { limit })
+}
+
+/// Somebody unknown asks for much at once.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{limit} requests without a credential are in progress on this connection; wait for some to end"
+)]
+struct Crowded {
+    limit: usize,
+}
+
+impl Classify for Crowded {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::ResourceExhausted
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::CallerBusy
     }
 }
 
@@ -80,13 +124,13 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn bearer(value: &str) -> Option<&str> {
+pub(super) fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
 /// `grpc-timeout`, as the gRPC specification over HTTP/2 defines it.
-fn parse_timeout(text: &str) -> Option<Duration> {
+pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -106,13 +150,11 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 impl<S, B> Service<http::Request<B>> for Gate<S>
 where
     S: Service<http::Request<B>, Response = http::Response<tonic::body::Body>, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = S::Response;
     type Error = Infallible;
-    type Future = futures_util::future::Either<
-        S::Future,
-        std::future::Ready<Result<Self::Response, Infallible>>,
-    >;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Self::Response, Infallible>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -120,11 +162,17 @@ where
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
         match self.admit(&mut request) {
-            Ok(()) => futures_util::future::Either::Left(self.inner.call(request)),
+            Ok(None) => Either::Left(self.inner.call(request)),
+            Ok(Some(anonymous)) => {
+                let answer = self.inner.call(request);
+                let counted =
+                    answer.map_ok(|answer| answer.map(|body| anonymous.lasts_as_long_as(body)));
+                Either::Right(counted.boxed())
+            }
             Err(failure) => {
                 tracing::debug!(method = request.uri().path(), %failure, "refused");
                 let refusal = status::from_failure(failure).into_http();
-                futures_util::future::Either::Right(std::future::ready(Ok(refusal)))
+                Either::Right(std::future::ready(Ok(refusal)).boxed())
             }
         }
     }

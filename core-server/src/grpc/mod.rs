@@ -192,6 +192,26 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
     Gate::new(gatekeeper, routes.prepare())
 }
 
+/// A frame of the channel, as its reader takes it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_channel_frame(bytes: &[u8]) {
+    use core_proto::v1::{PluginMessage, plugin_message::Message};
+    use prost::Message as _;
+    let Ok(message) = PluginMessage::decode(bytes) else {
+        return;
+    };
+    if let Some(Message::Hello(hello)) = &message.message {
+        let _judged = convert::channel::hello(hello.clone());
+    }
+    let _frame = convert::channel::inbound(message, 256 << 10);
+}
+
+/// What the gate reads out of metadata.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_metadata(text: &str) {
+    let _read = (gate::parse_timeout(text), gate::bearer(text));
+}
+
 /// Requests of health and reflection are names. Health is open to anybody: nobody unknown may make the
 /// core hold a large message.
 const SMALL_MESSAGE_BYTES: usize = 4 << 10;

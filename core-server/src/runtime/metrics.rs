@@ -134,6 +134,7 @@ impl Sources {
 
 fn connections(server: &Server<Routes>) -> Vec<Metric> {
     let stats = server.stats();
+    let (connections, unidentified) = server.connections();
     vec![
         counter("connections_accepted_total", read(&stats.accepted)),
         counter("connections_refused_total", read(&stats.refused)),
@@ -142,6 +143,9 @@ fn connections(server: &Server<Routes>) -> Vec<Metric> {
             "connections_accept_errors_total",
             read(&stats.accept_errors),
         ),
-        gauge("connections", server.connections()),
+        counter("connections_gave_way_total", read(&stats.gave_way)),
+        counter("connections_flooding_total", read(&stats.flooding)),
+        gauge("connections", connections),
+        gauge("connections_unidentified", unidentified),
     ]
 }

@@ -178,7 +178,12 @@ impl Runtime {
             .collect::<HashMap<_, _>>();
         let own_user = rustix::process::geteuid().as_raw();
         let operators = config.operators.iter().copied().chain([own_user]);
-        let gatekeeper = Gatekeeper::new(credentials.clone(), runs.clone(), permissions, operators);
+        let gatekeeper = Gatekeeper::new(
+            credentials.clone(),
+            runs.clone(),
+            permissions,
+            operators.clone(),
+        );
         let scopes = Scopes {
             connections: TaskScope::new(),
             streams: TaskScope::new(),
@@ -280,6 +285,7 @@ impl Runtime {
             settings::http2(limits),
             scopes.connections.clone(),
             supervised,
+            operators,
         );
         connector.connect_to(server.clone());
 

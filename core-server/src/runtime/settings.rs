@@ -48,6 +48,7 @@ pub(super) fn state_engine(limits: &Limits) -> state_engine::Config {
 pub(super) fn http2(limits: &Limits) -> Http2 {
     Http2 {
         max_connections: limits.connections,
+        max_unidentified: limits.connections_unidentified,
         max_concurrent_streams: u32::try_from(limits.streams_per_connection).unwrap_or(u32::MAX),
         preface_timeout: limits.preface_timeout,
         ..Http2::default()

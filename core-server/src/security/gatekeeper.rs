@@ -72,6 +72,24 @@ pub enum Error {
     BadParent(#[from] BadCause),
 }
 
+impl Error {
+    /// Whether the caller is known all the same: the credential was valid, the request was not.
+    #[must_use]
+    pub fn is_told_to_somebody_known(&self) -> bool {
+        match self {
+            Self::NotAllowed { .. }
+            | Self::NoRun { .. }
+            | Self::StaleRun { .. }
+            | Self::BadParent(_) => true,
+            Self::NoCredential { .. }
+            | Self::BadCredential
+            | Self::WrongUser
+            | Self::NotOperator { .. }
+            | Self::SupervisedPeer => false,
+        }
+    }
+}
+
 impl Classify for Error {
     fn kind(&self) -> ErrorKind {
         match self {

@@ -108,10 +108,14 @@ impl std::io::Write for Lossy {
     }
 }
 
+/// h2 warns of what peers do wrong, some of it once for each frame: a stranger could fill the disk. A
+/// filter that names h2 is obeyed.
+const QUIETED: &str = "h2=error";
+
 fn parse(filter: &str) -> Result<EnvFilter, Error> {
     check_log_filter(filter).map_err(Error::Filter)?;
     EnvFilter::builder()
-        .parse(filter)
+        .parse(format!("{QUIETED},{filter}"))
         .map_err(|error| Error::Filter(error.to_string()))
 }
 
@@ -226,6 +230,22 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn what_peers_do_wrong_is_told_only_to_whoever_asks_for_it() {
+        let told = |filter: &str| {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let subscriber = subscriber(filter, Style::Plain, move || writer.clone());
+            let (subscriber, _) = subscriber.expect("a good filter");
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(target: "h2::proto::ping_pong", "a ping that was never sent");
+            });
+            !sink.0.lock().is_empty()
+        };
+        assert!(!told("info") && !told("trace"));
+        assert!(told("info,h2=warn"));
     }
 
     #[test]

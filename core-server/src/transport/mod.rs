@@ -7,7 +7,12 @@
 //! Invariants
 //! - Every connection speaks HTTP/2 from its first byte; one that has not sent the whole preface
 //!   within 5 s is closed, so that nothing waits without a bound before HTTP/2's own timers run.
-//! - HTTP/2's limits are hyper's with ours on top ([`Http2`]); none is lifted.
+//! - HTTP/2's limits are all set here, by hand ([`Http2`], `config::http2`); none is lifted. What hyper
+//!   and h2 do not limit, frames that cost the core work and carry nothing, is metered below them
+//!   (`frames`).
+//! - A connection is *identified* once a request on it has carried a valid credential ([`Standing`]; the
+//!   gate says so), or by its socket: operators, plugins of this process. Before that it may have to go
+//!   for another, and has few requests at once.
 //! - When something was last read from a connection is noted below HTTP/2 and goes with each request, so
 //!   that a silent process is told from a busy one.
 //! - The core's own lateness closes no connection: a timer that fires late begins anew (`timer`).
@@ -15,21 +20,30 @@
 //! - When told to stop, listeners close at once, connections finish the requests they have, and what
 //!   is left after the scope's budget is cut.
 //!
-//! When full: above 1,024 connections a new one is closed at once, and counted; operators and plugins of
-//! this process have 32 more to themselves. When the process runs
-//! out of descriptors, accepting pauses for 100 ms at a time.
+//! When full (`places`): of more than 64 unidentified connections the oldest is closed, and so it is when
+//! a new one finds all 1,024 places taken; where all are taken by identified ones a new one is closed at
+//! once. Operators and plugins of this process have 32 more to themselves. When descriptors run out,
+//! accepting pauses for 100 ms at a time, and with each pause the oldest unidentified one is closed. All
+//! of it is counted ([`Stats`]).
 
+mod frames;
 mod heard;
 mod listen;
+mod metered;
 mod pass_writes;
 mod peer;
+mod places;
 mod preface;
 mod serve;
+mod standing;
 mod timer;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use frames::fuzz as fuzz_frames;
 pub use listen::{Error, PluginsAndOperators, SocketFiles, bind_tcp, bind_unix};
 pub use peer::Supervised;
 pub use serve::{Http2, Server, Stats};
+pub use standing::{AnonymousRequest, Standing};
 
 use crate::security::Peer;
 

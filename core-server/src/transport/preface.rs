@@ -14,6 +14,9 @@ use crate::stall;
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Its length.
+pub(super) const BYTES: usize = PREFACE.len();
+
 /// A connection whose preface has been read and is handed out again first.
 #[derive(Debug)]
 pub(super) struct Prefaced<T> {

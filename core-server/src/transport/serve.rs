@@ -1,5 +1,6 @@
 //! Accept loops, and one connection from its first byte to its last.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -10,15 +11,18 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::heard::Heard;
+use super::metered::Metered;
+use super::places::Bounds;
+use super::standing::{House, Place};
 use super::timer::PatientTimer;
 use super::{MEMORY_BUFFER_BYTES, Peer, Role, Supervised, preface};
 use crate::channel::LastRead;
+use crate::config::http2 as fixed;
 use crate::task::TaskScope;
 
 /// Limits of every connection.
@@ -26,10 +30,10 @@ use crate::task::TaskScope;
 pub struct Http2 {
     /// Connections at once, over all listeners.
     pub max_connections: usize,
+    /// Of those, the ones whose peer is not known yet: the oldest gives way to a new one.
+    pub max_unidentified: usize,
     /// Streams at once on one connection; the client's HTTP/2 stack queues beyond it.
     pub max_concurrent_streams: u32,
-    /// Metadata of one request.
-    pub max_header_list_bytes: u32,
     /// Time for the HTTP/2 preface.
     pub preface_timeout: Duration,
     /// Ping after so long a silence, while a request is open.
@@ -42,8 +46,8 @@ impl Default for Http2 {
     fn default() -> Self {
         Self {
             max_connections: 1_024,
+            max_unidentified: 64,
             max_concurrent_streams: 1_024,
-            max_header_list_bytes: 16 << 10,
             preface_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(10),
@@ -55,6 +59,9 @@ impl Default for Http2 {
 /// whoever fills all others must not keep away those who could end it.
 const RESERVED_CONNECTIONS: usize = 32;
 
+/// How long accepting rests after it has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What the transport counts.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -62,6 +69,10 @@ pub struct Stats {
     pub accepted: AtomicU64,
     /// Connections refused at the limit.
     pub refused: AtomicU64,
+    /// Connections ended for newer ones, before their peer was known.
+    pub gave_way: AtomicU64,
+    /// Connections ended for a flood of frames that carry nothing.
+    pub flooding: AtomicU64,
     /// Connections that did not begin with HTTP/2 in time.
     pub bad_preface: AtomicU64,
     /// Times that accepting failed.
@@ -76,12 +87,12 @@ type Response = http::Response<tonic::body::Body>;
 pub struct Server<S> {
     service: S,
     http2: Http2,
-    places: Arc<Semaphore>,
-    /// Taken only when `places` has none, and only by those whom others must not shut out.
-    reserved: Arc<Semaphore>,
+    house: House,
     stats: Arc<Stats>,
     scope: TaskScope,
     supervised: Supervised,
+    /// Users who may act as operators.
+    operators: Arc<HashSet<u32>>,
 }
 
 impl<S> Server<S>
@@ -89,18 +100,29 @@ where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
-    /// A server whose connections live in `scope`.
+    /// A server whose connections live in `scope`. `operators` are the users who may use the operator
+    /// socket.
     #[must_use]
-    pub fn new(service: S, http2: Http2, scope: TaskScope, supervised: Supervised) -> Self {
-        let places = Arc::new(Semaphore::new(http2.max_connections));
+    pub fn new(
+        service: S,
+        http2: Http2,
+        scope: TaskScope,
+        supervised: Supervised,
+        operators: impl IntoIterator<Item = u32>,
+    ) -> Self {
+        let house = House::new(Bounds {
+            connections: http2.max_connections,
+            unidentified: http2.max_unidentified,
+            reserved: RESERVED_CONNECTIONS,
+        });
         Self {
             service,
             http2,
-            places,
-            reserved: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
+            house,
             stats: Arc::default(),
             scope,
             supervised,
+            operators: Arc::new(operators.into_iter().collect()),
         }
     }
 
@@ -110,17 +132,17 @@ where
         &self.stats
     }
 
-    /// Connections open now.
+    /// Connections open now, and those of them whose peer is not known.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        let free = self.places.available_permits() + self.reserved.available_permits();
-        self.http2.max_connections + RESERVED_CONNECTIONS - free
+    pub fn connections(&self) -> (usize, usize) {
+        self.house.count()
     }
 
     /// Accepts on a unix socket until the scope ends.
     pub fn serve_unix(&self, listener: UnixListener, role: Role) {
         let server = self.clone();
         self.scope.spawn("accept-unix", move |stop| async move {
+            let mut crowd = Crowd::default();
             loop {
                 let accepted = tokio::select! {
                     () = stop.cancelled() => return,
@@ -129,7 +151,7 @@ where
                 match accepted
                     .and_then(|(stream, _)| Ok((server.unix_peer(&stream, role)?, stream)))
                 {
-                    Ok((peer, stream)) => server.admit(stream, peer),
+                    Ok((peer, stream)) => crowd.rest_after(server.admit(stream, peer)).await,
                     Err(error) => server.pause(&error).await,
                 }
             }
@@ -140,13 +162,17 @@ where
     pub fn serve_tcp(&self, listener: TcpListener) {
         let server = self.clone();
         self.scope.spawn("accept-tcp", move |stop| async move {
+            let mut crowd = Crowd::default();
             loop {
                 let accepted = tokio::select! {
                     () = stop.cancelled() => return,
                     accepted = listener.accept() => accepted,
                 };
                 match accepted.and_then(|(stream, address)| Ok((without_delay(stream)?, address))) {
-                    Ok((stream, address)) => server.admit(stream, Peer::Tcp(address)),
+                    Ok((stream, address)) => {
+                        let admitted = server.admit(stream, Peer::Tcp(address));
+                        crowd.rest_after(admitted).await;
+                    }
                     Err(error) => server.pause(&error).await,
                 }
             }
@@ -162,7 +188,8 @@ where
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (client, server) = tokio::io::duplex(MEMORY_BUFFER_BYTES);
-        self.admit(server, Peer::Memory);
+        // Whoever is in this process connects as often as it was written to.
+        let (Admitted::InPeace | Admitted::InACrowd) = self.admit(server, Peer::Memory);
         Ok(client)
     }
 
@@ -181,45 +208,57 @@ where
     }
 
     /// Accepting fails when descriptors run out, or when a peer left early. Without the pause the
-    /// first case would spin.
+    /// first case would spin; that somebody unknown gives way lets others in while it lasts.
     async fn pause(&self, error: &io::Error) {
         self.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, "accepting a connection failed; pausing");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        if is_out_of_descriptors(error) && self.house.oldest_gives_way() {
+            self.stats.gave_way.fetch_add(1, Ordering::Relaxed);
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit<T>(&self, io: T, peer: Peer)
+    fn admit<T>(&self, io: T, peer: Peer) -> Admitted
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let privileged = match peer {
-            Peer::OperatorSocket { supervised, .. } => !supervised,
+        let known_by_socket = match &peer {
+            Peer::OperatorSocket { uid, supervised } => !supervised && self.operators.contains(uid),
             Peer::Memory => true,
             Peer::PluginSocket { .. } | Peer::Tcp(_) => false,
         };
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = match place {
-            Err(_) if privileged => Arc::clone(&self.reserved).try_acquire_owned(),
-            place => place,
-        };
-        let Ok(place) = place else {
+        let Some(admission) = self.house.admit(known_by_socket) else {
             self.stats.refused.fetch_add(1, Ordering::Relaxed);
-            return;
+            return Admitted::InACrowd;
+        };
+        let admitted = if admission.somebody_gave_way {
+            self.stats.gave_way.fetch_add(1, Ordering::Relaxed);
+            Admitted::InACrowd
+        } else {
+            Admitted::InPeace
         };
         self.stats.accepted.fetch_add(1, Ordering::Relaxed);
         let server = self.clone();
         self.scope.spawn("connection", move |stop| {
-            server.connection(io, peer, place, stop)
+            server.connection(io, peer, admission.place, stop)
         });
+        admitted
     }
 
-    async fn connection<T>(
-        self,
-        io: T,
-        peer: Peer,
-        _place: OwnedSemaphorePermit,
-        stop: CancellationToken,
-    ) where
+    async fn connection<T>(self, io: T, peer: Peer, place: Place, stop: CancellationToken)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let served = self.serve(io, peer, &place, stop);
+        tokio::select! {
+            // Cut: whoever is unknown is owed no goodbye.
+            () = place.gives_way().cancelled() => tracing::debug!("connection gave way to a newer one"),
+            () = served => {}
+        }
+    }
+
+    async fn serve<T>(&self, io: T, peer: Peer, place: &Place, stop: CancellationToken)
+    where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let last_read = LastRead::new(Instant::now());
@@ -235,11 +274,14 @@ where
             self.stats.bad_preface.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let service = self.service.clone();
+        let (service, standing) = (self.service.clone(), place.standing().clone());
+        let stats = Arc::clone(&self.stats);
+        let io = Metered::new(io, preface::BYTES, standing.clone(), stats);
         let attach_peer = hyper::service::service_fn(move |mut request: Request| {
             let extensions = request.extensions_mut();
             extensions.insert(peer.clone());
             extensions.insert(last_read.clone());
+            extensions.insert(standing.clone());
             // The service is always ready: it is a router, its limits are HTTP/2's.
             service.clone().call(request)
         });
@@ -270,11 +312,57 @@ where
             .initial_connection_window_size(windows::CONNECTION_WINDOW_BYTES)
             .max_frame_size(windows::MAX_FRAME_BYTES)
             .max_concurrent_streams(self.http2.max_concurrent_streams)
-            .max_header_list_size(self.http2.max_header_list_bytes)
+            .max_header_list_size(fixed::HEADER_LIST_BYTES)
+            .max_pending_accept_reset_streams(fixed::PENDING_RESETS)
+            .max_local_error_reset_streams(fixed::LOCAL_RESETS)
+            .max_send_buf_size(fixed::SEND_BUFFER_BYTES)
             .keep_alive_interval(self.http2.keepalive_interval)
             .keep_alive_timeout(self.http2.keepalive_timeout);
         builder
     }
+}
+
+/// Whether a connection was let in or refused at the cost of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admitted {
+    InPeace,
+    InACrowd,
+}
+
+/// Slows accepting down while connections push each other out: whoever comes has at least 8 ms to say who
+/// it is before 64 others have come, and 500 that come at once keep the next one waiting for less than a
+/// tenth of a second.
+#[derive(Debug, Default)]
+struct Crowd {
+    since_rest: u32,
+}
+
+impl Crowd {
+    /// Connections between two rests.
+    const AT_ONCE: u32 = 8;
+    /// The shortest time that timers know.
+    const REST: Duration = Duration::from_millis(1);
+
+    async fn rest_after(&mut self, admitted: Admitted) {
+        if admitted == Admitted::InPeace {
+            self.since_rest = 0;
+            return;
+        }
+        self.since_rest += 1;
+        if self.since_rest >= Self::AT_ONCE {
+            self.since_rest = 0;
+            tokio::time::sleep(Self::REST).await;
+        }
+    }
+}
+
+/// Of the process or of the system.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE]
+        .map(|errno| Some(errno.raw_os_error()))
+        .contains(&number)
 }
 
 fn without_delay(stream: TcpStream) -> io::Result<TcpStream> {
