@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -164,6 +165,14 @@ where
         let (client, server) = tokio::io::duplex(MEMORY_BUFFER_BYTES);
         self.admit(server, Peer::Memory);
         Ok(client)
+    }
+
+    /// Serves a connection that was accepted elsewhere, as one of TCP from this address.
+    pub fn serve_accepted<T>(&self, io: T, address: SocketAddr)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.admit(io, Peer::Tcp(address));
     }
 
     fn unix_peer(&self, stream: &UnixStream, role: Role) -> io::Result<Peer> {
