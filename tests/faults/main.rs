@@ -10,9 +10,12 @@
 mod home;
 mod measure;
 mod processes;
+mod remote;
 mod report;
 mod rows;
 mod runner;
+mod simulation;
+mod stats;
 mod table;
 
 use std::path::PathBuf;
@@ -58,6 +61,15 @@ enum Task {
     Run(Run),
     /// Prints the rows.
     List,
+    /// Plays one seed of row 41's simulation in this process and prints what came of it.
+    #[command(hide = true)]
+    Simulate {
+        #[arg(long)]
+        seed: u64,
+        /// Prints each change of a plugin too.
+        #[arg(long)]
+        tell: bool,
+    },
     /// Runs one row in this process.
     #[command(hide = true)]
     Row {
@@ -107,6 +119,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Some(Task::Run(run)) => run_all(&run),
+        Some(Task::Simulate { seed, tell }) => simulate(seed, tell),
         Some(Task::Row {
             id,
             place,
@@ -153,6 +166,12 @@ fn run_all(run: &Run) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn simulate(seed: u64, tell: bool) -> Result<ExitCode> {
+    let outcome = simulation::play(seed, tell)?;
+    println!("{}", serde_json::to_string(&outcome).context("results")?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_one(id: &str, place: &Place, how: How) -> Result<ExitCode> {
