@@ -12,10 +12,16 @@ mod measure;
 mod mutator;
 mod observe;
 mod processes;
+<<<<<<< HEAD
 mod raw_http2;
+=======
+mod remote;
+>>>>>>> net
 mod report;
 mod rows;
 mod runner;
+mod simulation;
+mod stats;
 mod table;
 
 use std::path::PathBuf;
@@ -61,6 +67,15 @@ enum Task {
     Run(Run),
     /// Prints the rows.
     List,
+    /// Plays one seed of row 41's simulation in this process and prints what came of it.
+    #[command(hide = true)]
+    Simulate {
+        #[arg(long)]
+        seed: u64,
+        /// Prints each change of a plugin too.
+        #[arg(long)]
+        tell: bool,
+    },
     /// Runs one row in this process.
     #[command(hide = true)]
     Row {
@@ -110,6 +125,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Some(Task::Run(run)) => run_all(&run),
+        Some(Task::Simulate { seed, tell }) => simulate(seed, tell),
         Some(Task::Row {
             id,
             place,
@@ -156,6 +172,12 @@ fn run_all(run: &Run) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn simulate(seed: u64, tell: bool) -> Result<ExitCode> {
+    let outcome = simulation::play(seed, tell)?;
+    println!("{}", serde_json::to_string(&outcome).context("results")?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_one(id: &str, place: &Place, how: How) -> Result<ExitCode> {

@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::report::Row;
 use crate::rows::{
-    chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity, liveness,
-    mutations, orphans, output, oversize, policy, resources, shutdown, slow_readers, slowloris,
-    start, stop, storm, upgrade,
+    calls, chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity, liveness,
+    mutations, network, orphans, output, oversize, policy, resources, shutdown, slow_readers,
+    slowloris, soak, start, stop, storm, swizzle, upgrade,
 };
 
 /// How a row shares the machine.
@@ -135,6 +135,20 @@ faults! {
         Alone 60 => descriptors::exhausted;
     "35" "random and mutated envelopes",
         "no panic, no hang > 1 s, no effect on other plugins", Alone 700 => mutations::envelopes;
+    "36" "caller cancels / deadline mid-route",
+        "callee told < 50 ms, pending table back to 0", Alone 120 => calls::given_up;
+    "37" "provider of a non-idempotent service dies with 1,000 calls pending",
+        "each caller gets exactly one answer, <= 100 ms", Alone 60 => calls::provider_killed;
+    "38" "partition of a remote plugin, both ways and one way, 3 s / 60 s",
+        "3 s: same run resumes, nothing registered again; 60 s: degraded <= 15 s, run ends <= 30 s, comes back clean",
+        Patient 240 => network::partitions;
+    "39" "latency 500 ms +- 200, slicer 1 B, bandwidth 10 KB/s",
+        "correct, no false liveness kill", Patient 180 => network::bad_links;
+    "40" "reset_peer, half-close, slow_close",
+        "resources freed <= 30 s", Patient 240 => network::ends_of_connections;
+    "41" "swizzle-clog of 5 plugins, over proxies and simulated",
+        "order per publisher, each call ends once, no loss beyond the stated gap, registrations right; all ready <= 30 s after the last release",
+        Patient 3600 => swizzle::five_plugins;
     "48" "log flood 100 MB/s; a 50 MB line; no newline; binary",
         "plugin never blocked, RSS +< 2 MiB each, suppressed count exact", Alone 120 => output::floods;
     "49" "memory hog, fork bomb",
@@ -149,6 +163,9 @@ faults! {
     "53" "chaos: random kill/stop/cont/exit on 6 plugins, 60 s",
         "per-publisher order, no loss beyond the stated gap, ledger ok, zombies 0, all ready <= 30 s after the end",
         Alone 2400 => chaos::six_plugins;
+    "54" "soak: 90 s at half of the capacity",
+        "RSS slope < 1 MiB/h (with --long, 8 h; else no lost object for each operation), descriptors and tasks flat, p99 drift < 20 %",
+        Alone 30000 => soak::half_load;
 }
 
 /// The row of this id.

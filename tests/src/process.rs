@@ -230,8 +230,24 @@ impl Outsider {
     /// When it cannot be started.
     #[must_use]
     pub fn start(program: &str, address: &Address, token: &str, name: &str) -> Self {
+        Self::start_with(program, &[], address, token, name)
+    }
+
+    /// As [`Self::start`], with arguments.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with(
+        program: &str,
+        args: &[&str],
+        address: &Address,
+        token: &str,
+        name: &str,
+    ) -> Self {
         use core_proto::contract::env;
         let child = Command::new(program)
+            .args(args)
             .env_clear()
             .env(env::ADDR, address.to_string())
             .env(env::TOKEN, token)

@@ -16,6 +16,7 @@ mod liveness;
 mod logs;
 mod order;
 mod orphans;
+mod proxy;
 mod reconnect;
 mod registry;
 mod reload;

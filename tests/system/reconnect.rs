@@ -4,10 +4,8 @@
 use std::net::SocketAddr;
 
 use core_proto::v1::{PluginInfo, ServiceRegistryListRequest};
-use core_tests::{Client, CoreProcess, Declared, Outsider, TestCore, eventually, within};
+use core_tests::{Client, CoreProcess, Declared, Outsider, Proxy, TestCore, eventually, within};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use super::{CORE, ECHO};
 
@@ -105,53 +103,6 @@ async fn a_remote_plugin_is_ready_again_by_itself_after_the_core_was_killed() {
     }
 }
 
-/// A network between a plugin and its core that can be cut and mended.
-struct Network {
-    address: SocketAddr,
-    whole: watch::Sender<bool>,
-}
-
-impl Network {
-    async fn to(core: SocketAddr) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let (whole, state) = watch::channel(true);
-        tokio::spawn(async move {
-            // Ends with the test: its runtime drops the task.
-            while let Ok((near, _)) = listener.accept().await {
-                let mut state = state.clone();
-                tokio::spawn(async move {
-                    let cut = async {
-                        let _gone = state.wait_for(|whole| !whole).await;
-                    };
-                    tokio::select! {
-                        biased;
-                        () = cut => {}
-                        () = carry(near, core) => {}
-                    }
-                });
-            }
-        });
-        Self { address, whole }
-    }
-
-    /// Ends all connections, and all that come until it is mended.
-    fn cut(&self) {
-        self.whole.send_replace(false);
-    }
-
-    fn mend(&self) {
-        self.whole.send_replace(true);
-    }
-}
-
-/// Carries bytes both ways until either side has enough.
-async fn carry(mut near: TcpStream, core: SocketAddr) {
-    if let Ok(mut far) = TcpStream::connect(core).await {
-        let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-    }
-}
-
 #[tokio::test]
 async fn a_remote_plugin_whose_connection_was_cut_goes_on_with_the_same_run() {
     let core = TestCore::builder()
@@ -160,8 +111,8 @@ async fn a_remote_plugin_whose_connection_was_cut_goes_on_with_the_same_run() {
         .start()
         .await;
     let operator = core.operator();
-    let network = Network::to(core.tcp_address()).await;
-    let lamp = Outsider::start(ECHO, &network.address.into(), core.token("lamp"), "lamp");
+    let network = Proxy::before(core.tcp_address(), 0).await;
+    let lamp = Outsider::start(ECHO, &network.address().into(), core.token("lamp"), "lamp");
     let before = operator.until_phase("lamp", "ready").await;
     let services = known_services(operator).await;
     says(operator, "before").await;

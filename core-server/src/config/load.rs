@@ -168,7 +168,7 @@ fn type_core(
         shutdown_timeout: top
             .time("shutdown_timeout")
             .unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT),
-        threads: top.number("threads").unwrap_or(DEFAULT_THREADS as usize),
+        threads: top.number("threads").unwrap_or(DEFAULT_THREADS),
         storage: type_storage(top.section("storage")),
         listen: type_listen(top.section("listen"), problems),
         operators: top

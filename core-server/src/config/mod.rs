@@ -70,7 +70,7 @@ const DEFAULT_RUNTIME_DIR: &str = "run";
 const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// One thread: whatever runs on it meets no lock that another holds, wakes nobody on another processor, and
 /// gathers what is ready into fewer system calls (`docs/decisions/0008-one-worker-thread.md`).
-const DEFAULT_THREADS: u64 = 1;
+const DEFAULT_THREADS: usize = 1;
 const MAX_THREADS: u64 = 64;
 const DEFAULT_LOG_FILTER: &str = "info";
 
@@ -221,7 +221,7 @@ impl Default for Config {
         Self {
             plugins_dir: PathBuf::from(DEFAULT_PLUGINS_DIR),
             shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
-            threads: DEFAULT_THREADS as usize,
+            threads: DEFAULT_THREADS,
             storage: Storage {
                 adapter: Adapter::default(),
                 path: data_dir.join(DEFAULT_DATABASE),

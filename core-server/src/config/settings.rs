@@ -41,7 +41,7 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
         Shape::Integer(1..=MAX_THREADS),
         "Worker threads of the core.",
     )
-    .preset(|| Data::Integer(DEFAULT_THREADS)),
+    .preset(|| Data::Integer(DEFAULT_THREADS as i64)),
     Field::new(
         "operators",
         Shape::List(&Shape::Integer(0..=UID_MAX), Repeats::Refused),

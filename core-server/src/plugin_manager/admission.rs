@@ -180,10 +180,17 @@ impl Worker {
             let level = plugin.log_level.as_str();
             sent(outbox.push(Outbound::LogLevel { level }));
         }
-        let nonce = plugin.liveness.as_ref().map_or(0, Liveness::sent);
-        plugin.liveness = hello
-            .heartbeat
-            .then(|| Liveness::new(self.config.liveness, nonce, now));
+        let times = self.config.liveness;
+        let liveness = match (joining, plugin.liveness.take()) {
+            (Joining::New, before) => {
+                Liveness::new(times, before.as_ref().map_or(0, Liveness::sent), now)
+            }
+            (Joining::Resumed, before) => {
+                let patience = plugin.manifest.timeouts.suspend;
+                Liveness::resumed(times, before.as_ref(), patience, now)
+            }
+        };
+        plugin.liveness = hello.heartbeat.then_some(liveness);
         plugin.live_config = hello.live_config;
         plugin.said = Said::from(&hello);
         match joining {

@@ -47,6 +47,13 @@ fn read(value: &AtomicU64) -> u64 {
     value.load(Ordering::Relaxed)
 }
 
+/// Tasks of this process's runtime that have not ended: those of the core, one for each connection and
+/// each stream of it, and of the program that embeds it, if there is one.
+fn tasks() -> usize {
+    let runtime = tokio::runtime::Handle::try_current();
+    runtime.map_or(0, |runtime| runtime.metrics().num_alive_tasks())
+}
+
 impl Sources {
     /// A reader of all of them.
     pub(super) fn reader(self) -> ReadMetrics {
@@ -79,6 +86,7 @@ impl Sources {
                 read(&routing.answers_dropped),
             ),
             gauge("calls_timers", self.router.timers()),
+            gauge("runtime_tasks", tasks()),
             gauge("state_keys", state.keys),
             gauge("state_bytes", state.bytes),
             gauge("state_watches", state.watches),

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use core_proto::embed::EmbeddedPlugin;
 use parking_lot::Mutex;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::time::Instant;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -108,6 +108,7 @@ impl ShutdownReport {
 pub struct Runtime {
     parts: Parts,
     scopes: Scopes,
+    server: Server<grpc::Routes>,
     sockets: SocketFiles,
     tcp: Vec<SocketAddr>,
     shutdown_timeout: Duration,
@@ -312,6 +313,7 @@ impl Runtime {
         Ok(Self {
             parts,
             scopes,
+            server,
             sockets: unix.files,
             tcp: tcp_addresses,
             shutdown_timeout: config.shutdown_timeout,
@@ -369,6 +371,16 @@ impl Runtime {
     #[must_use]
     pub fn tcp_addresses(&self) -> &[SocketAddr] {
         &self.tcp
+    }
+
+    /// Serves a connection that the program accepted by itself, over a tunnel or a simulated network, as
+    /// if it had come over TCP from this address: same limits, same credentials. It is closed at once
+    /// when there are too many.
+    pub fn serve_connection<T>(&self, io: T, address: SocketAddr)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.server.serve_accepted(io, address);
     }
 
     /// Takes another configuration while everything runs: plugins appear, change, disappear as it says;

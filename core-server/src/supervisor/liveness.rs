@@ -10,6 +10,10 @@
 //!   connection of the run for `silent_after`. HTTP/2 itself acknowledges what the core sends, whatever
 //!   the plugin is doing, so a process that sends nothing at all is stopped or gone.
 //! - Unresponsive: pings are missed and there was no pong for `unresponsive_after`, though bytes come.
+//! - A channel that comes back is pinged at once, and proves itself by a pong: a `Hello` shows that the
+//!   core hears the plugin, not that the plugin hears the core. Over a network that is broken in one
+//!   direction only, new channels would keep a run alive that nobody can reach. It has the time of a
+//!   suspension for it, counted from the first channel that came back: further ones do not renew it.
 //!
 //! Only plugins with the feature `heartbeat` have this; of others HTTP/2's keepalive alone judges.
 
@@ -90,6 +94,8 @@ pub struct Liveness {
     ponged: Instant,
     /// The last byte known of.
     heard: Instant,
+    /// The channel came back and nothing shows yet that the plugin hears it: until then, after so long.
+    unproven: Option<(Instant, Duration)>,
 }
 
 /// The newest ping, until it is answered or missed.
@@ -118,6 +124,20 @@ impl Liveness {
             degraded: false,
             ponged: now,
             heard: now,
+            unproven: None,
+        }
+    }
+
+    /// Goes on with another channel of the same run, which must prove itself within `patience`. `before`:
+    /// the liveness over the channel before.
+    #[must_use]
+    pub fn resumed(times: Times, before: Option<&Self>, patience: Duration, now: Instant) -> Self {
+        let unproven = before.and_then(|before| before.unproven);
+        let proven_by = unproven.unwrap_or((now + patience, patience));
+        Self {
+            next_ping: now,
+            unproven: Some(proven_by),
+            ..Self::new(times, before.map_or(0, Self::sent), now)
         }
     }
 
@@ -141,6 +161,9 @@ impl Liveness {
         self.next_ping = now;
         self.ponged = now;
         self.heard = now;
+        self.unproven = self
+            .unproven
+            .map(|(_, patience)| (now + patience, patience));
     }
 
     /// When the next look is due. (While a ping waits inside the core, or to learn of a pong sooner,
@@ -156,7 +179,11 @@ impl Liveness {
         let silent = (self.misses > 0).then(|| self.heard + self.times.silent_after);
         let unresponsive =
             (self.misses >= MISSES).then(|| self.ponged + self.times.unresponsive_after);
-        [ping, silent, unresponsive].into_iter().flatten().min()
+        let unproven = self.unproven.map(|(by, _)| by);
+        [ping, silent, unresponsive, unproven]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// A look at the clock and at what the transport knows.
@@ -184,6 +211,10 @@ impl Liveness {
             beat.lifeless = Some(Lifeless::Silent(silent_after));
         } else if self.misses >= MISSES && self.ponged + unresponsive_after <= now {
             beat.lifeless = Some(Lifeless::Unresponsive(unresponsive_after));
+        } else if let Some((by, patience)) = self.unproven
+            && by <= now
+        {
+            beat.lifeless = Some(Lifeless::Unresponsive(patience));
         }
         beat
     }
@@ -201,6 +232,7 @@ impl Liveness {
         };
         self.answered = nonce;
         self.misses = 0;
+        self.unproven = None;
         self.ponged = self.ponged.max(at);
         self.heard = self.heard.max(at);
         if nonce == self.sent {
@@ -438,6 +470,67 @@ mod tests {
         play.liveness.unlink();
         play.run(600.0);
         assert_eq!(play.ended, None);
+    }
+
+    impl Play {
+        /// Another channel of the same run.
+        fn come_back(&mut self) {
+            let patience = Duration::from_secs(10);
+            let before = &self.liveness;
+            self.liveness = Liveness::resumed(Times::default(), Some(before), patience, self.now);
+            self.look();
+        }
+    }
+
+    #[test]
+    fn a_channel_that_comes_back_is_pinged_at_once_and_proves_itself_by_the_answer() {
+        let mut play = Play::new();
+        play.run(21.0);
+        let pings = play.pings.len();
+        play.liveness.unlink();
+        play.run(24.0);
+        play.come_back();
+        assert_eq!(play.pings.len(), pings + 1);
+        // What was sent over the channel before proves nothing.
+        play.seen.pong = Some((play.liveness.sent() - 1, play.now));
+        play.look();
+        assert!(play.liveness.unproven.is_some());
+        play.run(25.0);
+        assert!(play.liveness.unproven.is_none());
+        play.run(600.0);
+        assert_eq!((play.ended, play.degraded.len()), (None, 0));
+    }
+
+    #[test]
+    fn channels_that_come_back_again_and_again_but_do_not_hear_end_the_run() {
+        let mut play = Play::new();
+        play.run(21.0);
+        play.answers_after = None;
+        // Its own side is heard all the time.
+        while play.ended.is_none() && play.at() < 100.0 {
+            play.liveness.unlink();
+            play.run(play.at() + 1.0);
+            play.come_back();
+            play.run(play.at() + 6.0);
+        }
+        let (ended_at, why) = play.ended.expect("ended");
+        assert_eq!(why, Lifeless::Unresponsive(Duration::from_secs(10)));
+        assert!((32.0..=32.2).contains(&ended_at), "{ended_at}");
+    }
+
+    #[test]
+    fn a_stall_of_the_core_gives_a_channel_that_came_back_its_whole_time() {
+        let mut play = Play::new();
+        play.answers_after = None;
+        play.run(1.0);
+        play.come_back();
+        play.run(10.0);
+        play.now += Duration::from_secs(300);
+        play.liveness.re_arm(play.now);
+        let woken = play.at();
+        play.run(woken + 60.0);
+        let (ended_at, _) = play.ended.expect("ended");
+        assert!((10.0..=10.3).contains(&(ended_at - woken)), "{ended_at}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -191,6 +192,14 @@ where
         // Whoever is in this process connects as often as it was written to.
         let (Admitted::InPeace | Admitted::InACrowd) = self.admit(server, Peer::Memory);
         Ok(client)
+    }
+
+    /// Serves a connection that was accepted elsewhere, as one of TCP from this address.
+    pub fn serve_accepted<T>(&self, io: T, address: SocketAddr)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.admit(io, Peer::Tcp(address));
     }
 
     fn unix_peer(&self, stream: &UnixStream, role: Role) -> io::Result<Peer> {

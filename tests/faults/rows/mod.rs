@@ -1,5 +1,6 @@
 //! The rows of the table, by theme. Each is one function that plays a fault and writes down what it finds.
 
+pub(crate) mod calls;
 pub(crate) mod chaos;
 pub(crate) mod clock;
 pub(crate) mod dependencies;
@@ -11,6 +12,7 @@ pub(crate) mod http2;
 pub(crate) mod identity;
 pub(crate) mod liveness;
 pub(crate) mod mutations;
+pub(crate) mod network;
 pub(crate) mod orphans;
 pub(crate) mod output;
 pub(crate) mod oversize;
@@ -19,7 +21,9 @@ pub(crate) mod resources;
 pub(crate) mod shutdown;
 pub(crate) mod slow_readers;
 pub(crate) mod slowloris;
+pub(crate) mod soak;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod storm;
+pub(crate) mod swizzle;
 pub(crate) mod upgrade;

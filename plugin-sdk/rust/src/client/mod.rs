@@ -106,13 +106,24 @@ impl Dialer {
     pub fn memory(
         connect: impl Fn() -> io::Result<tokio::io::DuplexStream> + Send + Sync + 'static,
     ) -> Self {
+        Self::through("memory", move || std::future::ready(connect()))
+    }
+
+    /// Dials through a function of the program's own: a tunnel, a simulated network. `shown` names it in
+    /// messages.
+    #[must_use]
+    pub fn through<F, T>(shown: &str, connect: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let dial = move || -> Dialing {
-            let connected = connect();
-            Box::pin(async move { connected.map(|stream| Box::new(stream) as Box<dyn Io>) })
+            let connecting = connect();
+            Box::pin(async move { Ok(Box::new(connecting.await?) as Box<dyn Io>) })
         };
         Self {
             dial: Arc::new(dial),
-            shown: "memory".into(),
+            shown: shown.into(),
         }
     }
 }
