@@ -12,11 +12,8 @@ mod measure;
 mod mutator;
 mod observe;
 mod processes;
-<<<<<<< HEAD
 mod raw_http2;
-=======
 mod remote;
->>>>>>> net
 mod report;
 mod rows;
 mod runner;

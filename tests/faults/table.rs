@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::report::Row;
 use crate::rows::{
-    calls, chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity, liveness,
-    mutations, network, orphans, output, oversize, policy, resources, shutdown, slow_readers,
-    slowloris, soak, start, stop, storm, swizzle, upgrade,
+    calls, chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity,
+    liveness, mutations, network, orphans, output, oversize, policy, resources, shutdown,
+    slow_readers, slowloris, soak, start, stop, storm, swizzle, upgrade,
 };
 
 /// How a row shares the machine.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use anyhow::{Result, bail};
 use core_proto::v1;
 use core_server::task::TaskScope;
-use core_server::transport::{Http2, Server, Supervised, bind_tcp};
+use core_server::transport::{Http2, Server, Standing, Supervised, bind_tcp};
 use hyper::body::Incoming;
 use plugin_sdk::client::{Address, Connection};
 use tonic::{Request, Response, Status};
@@ -48,6 +48,10 @@ impl tower::Service<hyper::Request<Incoming>> for Echo {
     }
 
     fn call(&mut self, request: hyper::Request<Incoming>) -> Self::Future {
+        if let Some(standing) = request.extensions().get::<Standing>() {
+            // As a plugin's connection, without the limits of a stranger's.
+            standing.identify();
+        }
         Box::pin(async {
             let codec = tonic_prost::ProstCodec::default();
             let answer = tonic::server::Grpc::new(codec).unary(Echo, request).await;
@@ -59,7 +63,7 @@ impl tower::Service<hyper::Request<Incoming>> for Echo {
 pub(super) async fn server() -> Result<()> {
     let scope = TaskScope::new();
     let supervised = Supervised::new(Arc::new(Vec::new), "".into());
-    let server = Server::new(Echo, Http2::default(), scope, supervised);
+    let server = Server::new(Echo, Http2::default(), scope, supervised, []);
     server.serve_tcp(bind_tcp(peer_address()?.parse()?).await?);
     obey(|order| async move { bail!("an echo does not {order:?}") }).await
 }
