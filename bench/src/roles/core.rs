@@ -197,7 +197,7 @@ async fn operations(
             let turns = AtomicU64::new(0);
             let turn = move |worker| {
                 let ctx = ctx.clone();
-                let writes = turns.fetch_add(1, Ordering::Relaxed) % 2 == 0;
+                let writes = turns.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
                 async move {
                     let key = format!("client.key-{worker}");
                     if writes {
