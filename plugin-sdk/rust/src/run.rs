@@ -29,7 +29,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use crate::channel::outbox::{Closed, Outbox};
 use crate::channel::requests::Requests;
 use crate::client::Connection;
-use crate::context::Scope;
+use crate::context::{Parent, Scope};
 use crate::error::{Error, Outcome, Result};
 use crate::plugin::Plugin;
 use crate::service::Service;
@@ -343,9 +343,9 @@ impl Session {
         R: prost::Message + Default + 'static,
     {
         let connection = self.unary.clone().with_run(run);
-        let connection = match scope.parent.is_empty() {
-            true => connection,
-            false => connection.with_parent(&scope.parent),
+        let connection = match scope.parent {
+            Parent::None => connection,
+            parent => connection.with_parent(&parent.text()),
         };
         let mut grpc = tonic::client::Grpc::new(connection.authorized())
             .max_decoding_message_size(contract::MAX_MESSAGE_BYTES)

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use super::outbox::Outbox;
-use crate::context::{Ctx, Scope};
+use crate::context::{Ctx, Parent, Scope};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use crate::run::Run;
@@ -139,7 +139,7 @@ async fn execute(
         .unwrap_or(DEFAULT_TIMEOUT);
     let deadline = tokio::time::Instant::now() + time;
     let scope = Scope {
-        parent: format!("call/{}", request.call_id),
+        parent: Parent::Call(request.call_id),
         deadline: Some(deadline),
         caller: request.caller,
         depth: request.depth,

@@ -33,7 +33,7 @@ use crate::run::{Run, Stage, Terms};
 use crate::service::Service;
 
 pub use dependencies::{Dependencies, DependencyChange};
-pub(crate) use scope::Scope;
+pub(crate) use scope::{Parent, Scope};
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry};
 

@@ -8,10 +8,32 @@ use core_proto::v1::Request;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
+/// What requests name as their cause. Made into text only when one is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Parent {
+    #[default]
+    None,
+    Call(u64),
+    Event {
+        epoch: u64,
+        seq: u64,
+    },
+}
+
+impl Parent {
+    /// As the contract writes it; empty for nothing.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::Call(call_id) => format!("call/{call_id}"),
+            Self::Event { epoch, seq } => format!("event/{epoch}/{seq}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scope {
-    /// `call/<id>`, `event/<epoch>/<seq>` or nothing.
-    pub(crate) parent: String,
+    pub(crate) parent: Parent,
     pub(crate) deadline: Option<Instant>,
     pub(crate) caller: String,
     pub(crate) depth: u32,
@@ -53,7 +75,7 @@ impl Scope {
             method: method.to_owned(),
             message,
             timeout: timeout.and_then(|time| prost_types::Duration::try_from(time).ok()),
-            parent: self.parent.clone(),
+            parent: self.parent.text(),
             traceparent: self.traceparent.clone(),
         }
     }

@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::queue::{Item, Queue};
 use super::{Event, Gap, Subscription};
 use crate::backoff::Backoff;
-use crate::context::{Ctx, Scope};
+use crate::context::{Ctx, Parent, Scope};
 use crate::error::{Code, Error, Result};
 use crate::guard::guarded;
 use crate::run::{Position, Run};
@@ -211,20 +211,21 @@ async fn handle_all(run: Arc<Run>, subscription: Subscription, queue: Arc<Queue>
     while let Some(item) = queue.pop().await {
         // Until STARTED, and again after a stop, what is queued waits.
         let (gate, stopped) = loop {
-            let Some(stopped) = run.started().await else {
-                return;
-            };
             let gate = run.event_gate.read().await;
-            if matches!(run.stage(), crate::run::Stage::Started(_)) {
+            if let crate::run::Stage::Started(stopped) = run.stage() {
                 break (gate, stopped);
             }
+            drop(gate);
+            if run.started().await.is_none() {
+                return;
+            }
         };
-        if stopped
-            .run_until_cancelled(handle(&run, &subscription, item))
-            .await
-            .is_none()
-        {
-            tracing::warn!("an event handler was dropped by the stop");
+        tokio::select! {
+            // The handler first: most are done at once, and none begins after the stop, for it takes the
+            // gate.
+            biased;
+            () = handle(&run, &subscription, item) => {}
+            () = stopped.cancelled() => tracing::warn!("an event handler was dropped by the stop"),
         }
         drop(gate);
     }
@@ -236,14 +237,18 @@ async fn handle(run: &Arc<Run>, subscription: &Subscription, item: Item) {
             let (epoch, seq) = (event.epoch, event.seq);
             let span = tracing::info_span!("event", topic = %event.topic, seq);
             let scope = Scope {
-                parent: format!("event/{epoch}/{seq}"),
+                parent: Parent::Event { epoch, seq },
                 caller: event.source.clone(),
                 traceparent: event.traceparent.clone(),
                 ..Scope::none()
             };
             let ctx = Ctx::new(Arc::clone(run), scope);
-            let handler = async { (subscription.on_event)(ctx, *event).await };
-            guarded(handler).instrument(span).await
+            let handler = guarded(async { (subscription.on_event)(ctx, *event).await });
+            if span.is_disabled() {
+                handler.await
+            } else {
+                handler.instrument(span).await
+            }
         }
         Item::Gap(gap) => match &subscription.options.on_gap {
             Some(on_gap) => {
