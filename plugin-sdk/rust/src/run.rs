@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::http::uri::PathAndQuery;
 
-use crate::channel::outbox::{Closed, Outbox};
+use crate::channel::outbox::{Batch, Closed, Outbox};
 use crate::channel::requests::Requests;
 use crate::client::Connection;
 use crate::context::{Parent, Scope};
@@ -286,24 +286,31 @@ impl Run {
         }
     }
 
-    /// Publishes without waiting for the commit; only for room in the outbox.
+    /// Publishes without waiting for the commit; only for room in the outbox. Events that wait there
+    /// together leave as one batch.
     pub(crate) async fn publish_in_background(
         &self,
         scope: &Scope,
-        event: v1::NewEvent,
+        mut event: v1::NewEvent,
     ) -> Result<()> {
+        scope.mark(&mut event);
         let session = self.session(DEFAULT_TIMEOUT).await?;
+        let lost = |Closed| Error::channel_lost(Outcome::NotApplied);
+        let Err(event) = session.outbox.join(event) else {
+            return Ok(());
+        };
+        let room = session.outbox.room_for(&event).await.map_err(lost)?;
         let place = session.requests.place().await?;
-        let topic = event.topic.clone();
-        let message = v1::EventBusPublishRequest { event: Some(event) };
-        let message = prost::Message::encode_to_vec(&message).into();
-        let id = session.requests.expect_background(place, topic)?;
-        let guard = Withdraw { session, id };
-        let frame = scope.frame(id, "EventBus/Publish", message, None);
-        let pushed = guard.session.outbox.push(Kind::Request(frame)).await;
-        pushed.map_err(|Closed| Error::channel_lost(Outcome::NotApplied))?;
-        guard.keep();
-        Ok(())
+        let count = Arc::new(AtomicU64::new(1));
+        let id = session
+            .requests
+            .expect_background(place, Arc::clone(&count))?;
+        // Nothing is awaited from here on: the batch is queued, or nobody knows of it.
+        let batch = Batch::new(id, event, count);
+        session.outbox.push_batch(batch, room).map_err(|closed| {
+            session.requests.forget(id);
+            lost(closed)
+        })
     }
 }
 
@@ -375,16 +382,9 @@ struct Withdraw {
     id: u64,
 }
 
-impl Withdraw {
-    /// The request stands.
-    fn keep(mut self) {
-        self.id = 0;
-    }
-}
-
 impl Drop for Withdraw {
     fn drop(&mut self) {
-        if self.id != 0 && self.session.requests.forget(self.id) {
+        if self.session.requests.forget(self.id) {
             self.session.outbox.withdraw(self.id);
         }
     }

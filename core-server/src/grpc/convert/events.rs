@@ -9,9 +9,11 @@ use crate::event_bus::{Delivery, Event, GapReason, NewEvent, Policy, Start, Subs
 use crate::security::Caller;
 use crate::types::{BadCause, Cause, Epoch, Pattern, Payload, PluginName, Position, Source, Topic};
 
-/// An event as its publisher gives it; what the event does not say, the request does.
+/// An event as its publisher gives it; what the event does not say, the request does. `topic` is the event's
+/// own, where it was parsed before.
 pub(in crate::grpc) fn new_event(
     event: v1::NewEvent,
+    topic: Option<&Topic>,
     caller: &Caller,
 ) -> Result<NewEvent, BadField> {
     let cause = match event.parent.as_str() {
@@ -23,7 +25,10 @@ pub(in crate::grpc) fn new_event(
         own => own,
     };
     Ok(NewEvent {
-        topic: Topic::parse(&event.topic)?,
+        topic: match topic {
+            Some(topic) => topic.clone(),
+            None => Topic::parse(&event.topic)?,
+        },
         subject: event.subject.into(),
         payload: Payload {
             content_type: event.content_type.into(),

@@ -6,6 +6,9 @@
 //! loses nothing. Urgent frames and the few that the channel itself makes (`Hello`, `HookDone`, `Bye`)
 //! do not wait: there is at most one per ping interval, request in flight or hook.
 //!
+//! Events published in the background that wait at the end of the ordinary lane leave as one request
+//! ([`Outbox::join`]): what is queued together needs one frame and one answer, not one each.
+//!
 //! [`Frames`] yields everything that is queued without ever returning `Pending` in between, so that
 //! tonic puts small frames together into one HTTP/2 DATA frame; when it was woken, it lets everybody else
 //! who is ready run first, once. No timer is involved.
@@ -13,16 +16,26 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use core_proto::contract;
 use core_proto::v1::plugin_message::Message as Kind;
-use core_proto::v1::{PluginMessage, RequestCancel};
+use core_proto::v1::{
+    EventBusPublishBatchRequest, NewEvent, PluginMessage, Request, RequestCancel,
+};
 use futures_util::Stream;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use prost::Message as _;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Room of the ordinary lane, in bytes.
 const CAPACITY_BYTES: usize = 8 << 20;
+
+/// Most events of one batch (`event_bus.proto`).
+const BATCH_EVENTS: usize = 1_000;
+/// A batch takes no more events above this, in bytes: nothing large sits on the channel.
+const BATCH_BYTES: usize = contract::MAX_FRAME_REQUEST_BYTES;
 
 /// The channel is gone; the frame was not sent.
 #[derive(Debug)]
@@ -37,11 +50,47 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct Lanes {
     urgent: VecDeque<Kind>,
-    /// With the bytes to give back to `room`.
-    ordinary: VecDeque<(Kind, usize)>,
+    ordinary: VecDeque<Queued>,
     waker: Option<Waker>,
     /// No more frames are taken; the stream ends after those that are queued.
     closed: bool,
+}
+
+/// What waits in the ordinary lane, with the bytes to give back to `room`.
+enum Queued {
+    Frame(Kind, usize),
+    Batch(Batch, usize),
+}
+
+/// Events published in the background under one request.
+pub(crate) struct Batch {
+    request_id: u64,
+    events: Vec<NewEvent>,
+    /// How many; whoever waits for the answer knows what is lost with it.
+    count: Arc<AtomicU64>,
+}
+
+impl Batch {
+    pub(crate) fn new(request_id: u64, event: NewEvent, count: Arc<AtomicU64>) -> Self {
+        Self {
+            request_id,
+            events: vec![event],
+            count,
+        }
+    }
+
+    fn into_frame(self) -> Kind {
+        let message = EventBusPublishBatchRequest {
+            events: self.events,
+        };
+        Kind::Request(Request {
+            request_id: self.request_id,
+            method: "EventBus/PublishBatch".to_owned(),
+            message: message.encode_to_vec().into(),
+            // Each event has its own.
+            ..Default::default()
+        })
+    }
 }
 
 impl Outbox {
@@ -58,17 +107,65 @@ impl Outbox {
     /// A cancelled push has queued nothing and has lost its place in the line.
     pub(crate) async fn push(&self, kind: Kind) -> Result<(), Closed> {
         let bytes = kind.encoded_len().clamp(1, CAPACITY_BYTES);
-        let permits = u32::try_from(bytes).expect("CAPACITY_BYTES fits");
-        let permit = self.room.acquire_many(permits).await.map_err(|_| Closed)?;
+        let permit = self.room.acquire_many(permits(bytes)).await;
+        let permit = permit.map_err(|_| Closed)?;
         let waker = {
             let mut lanes = self.lanes.lock();
             if lanes.closed {
                 return Err(Closed);
             }
-            lanes.ordinary.push_back((kind, bytes));
+            lanes.ordinary.push_back(Queued::Frame(kind, bytes));
             lanes.waker.take()
         };
         permit.forget();
+        wake(waker);
+        Ok(())
+    }
+
+    /// Adds an event to the batch that waits at the end of the lane; gives it back where there is none
+    /// that has room.
+    pub(crate) fn join(&self, event: NewEvent) -> Result<(), NewEvent> {
+        let bytes = room_of(&event);
+        let Ok(permit) = self.room.try_acquire_many(permits(bytes)) else {
+            return Err(event);
+        };
+        let mut lanes = self.lanes.lock();
+        match lanes.ordinary.back_mut() {
+            Some(Queued::Batch(batch, waiting))
+                if batch.events.len() < BATCH_EVENTS && *waiting + bytes <= BATCH_BYTES =>
+            {
+                batch.events.push(event);
+                batch.count.fetch_add(1, Ordering::Relaxed);
+                *waiting += bytes;
+                permit.forget();
+                Ok(())
+            }
+            _ => Err(event),
+        }
+    }
+
+    /// Waits for room for an event.
+    ///
+    /// # Cancel safety
+    /// As [`Self::push`].
+    pub(crate) async fn room_for(&self, event: &NewEvent) -> Result<SemaphorePermit<'_>, Closed> {
+        let wanted = permits(room_of(event));
+        self.room.acquire_many(wanted).await.map_err(|_| Closed)
+    }
+
+    /// Queues a new batch, whose room was waited for.
+    pub(crate) fn push_batch(&self, batch: Batch, room: SemaphorePermit<'_>) -> Result<(), Closed> {
+        let waker = {
+            let mut lanes = self.lanes.lock();
+            if lanes.closed {
+                return Err(Closed);
+            }
+            lanes
+                .ordinary
+                .push_back(Queued::Batch(batch, room.num_permits()));
+            lanes.waker.take()
+        };
+        room.forget();
         wake(waker);
         Ok(())
     }
@@ -80,7 +177,7 @@ impl Outbox {
             if lanes.closed {
                 return;
             }
-            lanes.ordinary.push_back((kind, 0));
+            lanes.ordinary.push_back(Queued::Frame(kind, 0));
             lanes.waker.take()
         };
         wake(waker);
@@ -104,12 +201,12 @@ impl Outbox {
         let queued = {
             let mut lanes = self.lanes.lock();
             let place = lanes.ordinary.iter().position(
-                |(kind, _)| matches!(kind, Kind::Request(request) if request.request_id == request_id),
+                |queued| matches!(queued, Queued::Frame(Kind::Request(request), _) if request.request_id == request_id),
             );
             place.and_then(|place| lanes.ordinary.remove(place))
         };
         match queued {
-            Some((_, bytes)) => self.room.add_permits(bytes),
+            Some(Queued::Frame(_, bytes) | Queued::Batch(_, bytes)) => self.room.add_permits(bytes),
             None => self.push_urgent(Kind::RequestCancel(RequestCancel { request_id })),
         }
     }
@@ -132,6 +229,15 @@ impl Outbox {
             idle: false,
         }
     }
+}
+
+/// What an event takes of the room: at least one byte, at most all.
+fn room_of(event: &NewEvent) -> usize {
+    event.encoded_len().clamp(1, CAPACITY_BYTES)
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("CAPACITY_BYTES fits")
 }
 
 fn wake(waker: Option<Waker>) {
@@ -164,9 +270,19 @@ impl Stream for Frames {
         let mut lanes = outbox.lanes.lock();
         let kind = if let Some(kind) = lanes.urgent.pop_front() {
             kind
-        } else if let Some((kind, bytes)) = lanes.ordinary.pop_front() {
+        } else if let Some(queued) = lanes.ordinary.pop_front() {
+            let (kind, bytes) = match queued {
+                Queued::Frame(kind, bytes) => (kind, bytes),
+                Queued::Batch(batch, bytes) => {
+                    // Encoded outside the lock: others may queue meanwhile.
+                    drop(lanes);
+                    (batch.into_frame(), bytes)
+                }
+            };
             outbox.room.add_permits(bytes);
-            kind
+            return Poll::Ready(Some(PluginMessage {
+                message: Some(kind),
+            }));
         } else if lanes.closed {
             return Poll::Ready(None);
         } else {

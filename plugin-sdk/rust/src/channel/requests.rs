@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use core_proto::v1::{Response, response};
+use core_proto::v1::{EventBusPublishBatchResponse, Response, response};
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, Origin, Outcome, Result};
@@ -33,10 +34,8 @@ struct Waiter {
 
 enum WaiterKind {
     Reply(oneshot::Sender<Result<Bytes>>),
-    /// Nobody waits; a failure is counted and logged with the topic.
-    Background {
-        topic: String,
-    },
+    /// Nobody waits; of so many events those that fail are counted and logged.
+    Background(Arc<AtomicU64>),
 }
 
 /// A place among the requests in flight.
@@ -70,9 +69,9 @@ impl Requests {
         Ok((id, receiver))
     }
 
-    /// Registers a publish that nobody waits for.
-    pub(crate) fn expect_background(&self, place: Place, topic: String) -> Result<u64> {
-        self.insert(WaiterKind::Background { topic }, place)
+    /// Registers a batch of events that nobody waits for; `count` says how many it has come to.
+    pub(crate) fn expect_background(&self, place: Place, count: Arc<AtomicU64>) -> Result<u64> {
+        self.insert(WaiterKind::Background(count), place)
     }
 
     fn insert(&self, kind: WaiterKind, Place(permit): Place) -> Result<u64> {
@@ -132,10 +131,20 @@ impl Requests {
         match (waiter.kind, result) {
             // A send fails when the asker has gone away; then nobody needs the answer.
             (WaiterKind::Reply(sender), result) => drop(sender.send(result)),
-            (WaiterKind::Background { .. }, Ok(_)) => {}
-            (WaiterKind::Background { topic }, Err(error)) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(topic, %error, "an event published in the background is lost");
+            (WaiterKind::Background(_), Ok(answer)) => {
+                // What cannot be decoded names nothing that was refused.
+                let answer = EventBusPublishBatchResponse::decode(answer).unwrap_or_default();
+                for rejected in answer.rejected {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    let error =
+                        Error::from_status(rejected.error.unwrap_or_default(), Origin::Core);
+                    tracing::warn!(%error, "an event published in the background was refused");
+                }
+            }
+            (WaiterKind::Background(count), Err(error)) => {
+                let events = count.load(Ordering::Relaxed);
+                self.failures.fetch_add(events, Ordering::Relaxed);
+                tracing::warn!(events, %error, "events published in the background are lost");
             }
         }
     }
@@ -157,7 +166,7 @@ mod tests {
         let (_second, lost) = requests.expect_reply(place).expect("open");
         let place = requests.place().await.expect("room");
         let third = requests
-            .expect_background(place, "a.b".to_owned())
+            .expect_background(place, Arc::new(AtomicU64::new(3)))
             .expect("open");
 
         let answer = |request_id, error| Response {
@@ -175,7 +184,7 @@ mod tests {
             ..Default::default()
         };
         requests.answer(answer(third, Some(refusal)));
-        assert_eq!(failures.load(Ordering::Relaxed), 1);
+        assert_eq!(failures.load(Ordering::Relaxed), 3, "all of a batch");
 
         requests.end_all();
         let error = lost.await.expect("sent").expect_err("the channel is gone");

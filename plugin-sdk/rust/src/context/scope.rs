@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use core_proto::contract::metadata;
-use core_proto::v1::Request;
+use core_proto::v1::{NewEvent, Request};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -77,6 +77,16 @@ impl Scope {
             timeout: timeout.and_then(|time| prost_types::Duration::try_from(time).ok()),
             parent: self.parent.text(),
             traceparent: self.traceparent.clone(),
+        }
+    }
+
+    /// Says of an event what it was published for, where it does not say so itself.
+    pub(crate) fn mark(&self, event: &mut NewEvent) {
+        if event.parent.is_empty() {
+            event.parent = self.parent.text();
+        }
+        if event.traceparent.is_empty() {
+            event.traceparent.clone_from(&self.traceparent);
         }
     }
 

@@ -447,6 +447,26 @@ impl Core {
                 let (epoch, seq) = self.bus.publish(&plugin, parent, event)?;
                 encode(&v1::EventBusPublishResponse { epoch, seq })
             }
+            "EventBus/PublishBatch" => {
+                let request: v1::EventBusPublishBatchRequest = decode(message)?;
+                let mut answer = v1::EventBusPublishBatchResponse::default();
+                for (index, event) in (0..).zip(request.events) {
+                    match self.bus.publish(&plugin, parent, event) {
+                        Ok((epoch, seq)) => {
+                            answer.epoch = epoch;
+                            if answer.published == 0 {
+                                answer.first_seq = seq;
+                            }
+                            answer.published += 1;
+                        }
+                        Err(error) => answer.rejected.push(v1::RejectedEvent {
+                            index,
+                            error: Some(error.to_status(&plugin)),
+                        }),
+                    }
+                }
+                encode(&answer)
+            }
             "ServiceRegistry/Register" => {
                 let request: v1::ServiceRegistryRegisterRequest = decode(message)?;
                 self.register(request.service.unwrap_or_default())?;
