@@ -341,6 +341,76 @@ mod tests {
         assert_eq!(sent, [pong, response(1), response(2)]);
     }
 
+    fn event(subject: &str) -> NewEvent {
+        NewEvent {
+            topic: "lamp.changed".to_owned(),
+            subject: subject.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Queues an event as a publish in the background does; the request that it is under, if it is a new one.
+    async fn publish(outbox: &Outbox, request_id: u64, event: NewEvent) -> Option<Arc<AtomicU64>> {
+        let event = outbox.join(event).err()?;
+        let room = outbox.room_for(&event).await.expect("open");
+        let count = Arc::new(AtomicU64::new(1));
+        let batch = Batch::new(request_id, event, Arc::clone(&count));
+        outbox.push_batch(batch, room).expect("open");
+        Some(count)
+    }
+
+    fn subjects(message: PluginMessage) -> (u64, Vec<String>) {
+        let Some(Kind::Request(request)) = message.message else {
+            panic!("no request: {message:?}");
+        };
+        assert_eq!(request.method, "EventBus/PublishBatch");
+        let batch = EventBusPublishBatchRequest::decode(request.message).expect("a batch");
+        let subjects = batch.events.into_iter().map(|event| event.subject);
+        (request.request_id, subjects.collect())
+    }
+
+    #[tokio::test]
+    async fn events_that_wait_together_leave_as_one_batch_in_their_place() {
+        let outbox = Outbox::new();
+        let mut frames = outbox.frames();
+        let count = publish(&outbox, 1, event("a")).await.expect("a new batch");
+        assert!(publish(&outbox, 2, event("b")).await.is_none(), "it joins");
+        outbox.push(response(9)).await.expect("room");
+        assert!(
+            publish(&outbox, 3, event("c")).await.is_some(),
+            "not past what was queued after b"
+        );
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+        let next = subjects(frames.next().await.expect("a frame"));
+        assert_eq!(next, (1, vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            frames.next().await.expect("a frame").message,
+            Some(response(9))
+        );
+        let next = subjects(frames.next().await.expect("a frame"));
+        assert_eq!(next, (3, vec!["c".to_owned()]));
+        assert_eq!(
+            outbox.room.available_permits(),
+            CAPACITY_BYTES,
+            "all room is back"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_bounded_in_events_and_bytes() {
+        let outbox = Outbox::new();
+        publish(&outbox, 1, event("")).await.expect("a new batch");
+        let joined = (0..).take_while(|_| outbox.join(event("")).is_ok()).count();
+        assert_eq!(joined + 1, BATCH_EVENTS);
+        let outbox = Outbox::new();
+        let large = || event(&"x".repeat(20 << 10));
+        publish(&outbox, 1, large()).await.expect("a new batch");
+        assert!(
+            publish(&outbox, 2, large()).await.is_some(),
+            "too large to join"
+        );
+    }
+
     #[tokio::test]
     async fn a_full_outbox_makes_pushes_wait_in_order() {
         let outbox = Outbox::new();
