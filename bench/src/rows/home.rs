@@ -34,8 +34,13 @@ fn with_children(count: usize) -> Result<CoreSetup> {
     })
 }
 
-/// Follows plugins until as many are STARTED; gives back when, and their process ids.
-async fn until_started(operator: &Connection, count: usize) -> Result<(u64, Vec<u32>)> {
+/// Follows plugins until as many are STARTED, other processes than `gone`; gives back when, and their
+/// process ids.
+async fn until_started(
+    operator: &Connection,
+    count: usize,
+    gone: Option<u32>,
+) -> Result<(u64, Vec<u32>)> {
     let request = v1::PluginManagerWatchRequest::default();
     let mut watch = operator.plugin_manager().watch(request).await?.into_inner();
     let mut started = std::collections::HashMap::new();
@@ -43,6 +48,7 @@ async fn until_started(operator: &Connection, count: usize) -> Result<(u64, Vec<
         while let Some(message) = watch.next().await {
             if let Some(Item::Plugin(plugin)) = message?.item
                 && plugin.state() == v1::PluginState::Started
+                && Some(plugin.pid) != gone
             {
                 started.insert(plugin.name.clone(), plugin.pid);
                 if started.len() == count {
@@ -77,7 +83,7 @@ pub(crate) async fn start_50(how: &How) -> Result<Found> {
         let began = now_ns();
         let core = Core::begin(&how.core, &setup)?;
         core.until_serving().await?;
-        let (started, _) = until_started(&core.operator().await?, 50).await?;
+        let (started, _) = until_started(&core.operator().await?, 50, None).await?;
         times.push((started - began) as f64 / 1e9);
         core.stop().await?;
     }
@@ -90,9 +96,11 @@ pub(crate) async fn restart_notice(how: &How) -> Result<Found> {
     let core = Core::start(&how.core, &with_children(1)?).await?;
     let operator = core.operator().await?;
     let mut times = Vec::new();
+    let mut gone = None;
     for _ in 0..how.rounds * 4 {
-        let (_, pids) = until_started(&operator, 1).await?;
+        let (_, pids) = until_started(&operator, 1, gone).await?;
         let pid = *pids.first().context("one plugin")?;
+        gone = Some(pid);
         let mut registry = operator.service_registry();
         let request = || v1::ServiceRegistryCallRequest {
             service: "minimal0.echo".to_owned(),
@@ -129,7 +137,7 @@ pub(crate) async fn restart_notice(how: &How) -> Result<Found> {
 /// CPU and disk writes of a core with ten plugins that do nothing.
 pub(crate) async fn idle(how: &How) -> Result<Found> {
     let core = Core::start(&how.core, &with_children(10)?).await?;
-    until_started(&core.operator().await?, 10).await?;
+    until_started(&core.operator().await?, 10, None).await?;
     let settle = Duration::from_secs_f64(how.seconds);
     tokio::time::sleep(settle).await;
     let watched = settle * 6;
@@ -171,7 +179,7 @@ pub(crate) async fn memory_idle(how: &How) -> Result<Found> {
 
 pub(crate) async fn memory_plugin(how: &How) -> Result<Found> {
     let core = Core::start(&how.core, &with_children(1)?).await?;
-    let (_, pids) = until_started(&core.operator().await?, 1).await?;
+    let (_, pids) = until_started(&core.operator().await?, 1, None).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (bytes, _) = measure::resident(*pids.first().context("one plugin")?)?;
     core.stop().await?;
