@@ -75,6 +75,8 @@ use run_state::{Identity, RunState, RunStateFile};
 use spawner::{Failed, ForkId, Forking, Own, Spawner};
 use work_thread::WorkThread;
 
+pub(in crate::supervisor) use proc_fs::Stream;
+
 pub use guardian::SUBCOMMAND as GUARDIAN_SUBCOMMAND;
 pub use guardian_process::run as guardian_main;
 pub use run_state::FILE_NAME as RUN_STATE_FILE_NAME;
@@ -314,7 +316,7 @@ impl Custody {
             plugin,
             pid: process.id(),
             started: proc_fs::look(process.id()).map_or(0, |seen| seen.started),
-            streams: pipes.inodes(),
+            streams: pipes.streams(),
         };
         {
             let mut book = inner.book.lock();
