@@ -198,6 +198,13 @@ impl Worker {
             Joining::New => plugin.note_run(),
             Joining::Resumed => plugin.send_offer(),
         }
+        if joining == Joining::Resumed {
+            self.tell_of_dependencies(&name, &outbox);
+        }
+        let plugin = self
+            .plugins
+            .get_mut(&name)
+            .expect("a run belongs to a known plugin");
         let resumable = !hello.instance.is_empty();
         let event = match joining {
             Joining::New => Event::Opened {
@@ -209,6 +216,19 @@ impl Worker {
         plugin.instance = hello.instance;
         self.feed(&name, event);
         admitted
+    }
+
+    /// What became of those that it looks at, while it had no channel, it has not heard.
+    fn tell_of_dependencies(&self, name: &PluginName, outbox: &Outbox) {
+        let Some(plugin) = self.plugins.get(name) else {
+            return;
+        };
+        for other in self.plugins.values() {
+            if plugin.looks_at(other.name()) {
+                let (name, available) = (other.name().clone(), other.state.is_available());
+                sent(outbox.push(Outbound::DependencyChanged { name, available }));
+            }
+        }
     }
 
     fn register(&self, run: &Run, hello: &Hello) -> Vec<RefusedService> {

@@ -244,6 +244,11 @@ impl Worker {
         for batch in &mut batches {
             progress |= self.advance_batch(batch);
         }
+        if !batches.is_empty() {
+            // What was just asked of plugins is a wish from now on: one at rest is done at once, and its
+            // answer waits for the disk like any other.
+            self.publish();
+        }
         let now = Instant::now();
         let (desired, keeper) = (&self.desired, &self.keeper);
         batches.retain_mut(|batch| {

@@ -551,7 +551,7 @@ impl Worker {
         self.dirty.insert(name.clone());
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let now = Instant::now();
         let mut wanted = Vec::new();
         for name in std::mem::take(&mut self.dirty) {

@@ -24,7 +24,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
 
-use super::custody::Ticket;
+use super::custody::{Stream, Ticket};
 use super::isolation::{self, Confinement, RunGroup};
 use super::lifecycle::Exit;
 use crate::plugin_manager::Command;
@@ -56,11 +56,14 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// What its ends of them are called in `/proc`: a pipe has one inode.
-    pub(super) fn inodes(&self) -> Vec<u64> {
+    /// What its ends of them are called in `/proc`: both ends of a pipe are one file.
+    pub(super) fn streams(&self) -> Vec<Stream> {
         let ends = [self.stdout.as_fd(), self.stderr.as_fd()];
-        let inode = |end| rustix::fs::fstat(end).ok().map(|status| status.st_ino);
-        ends.into_iter().filter_map(inode).collect()
+        let stream = |end| {
+            let status = rustix::fs::fstat(end).ok()?;
+            Some((status.st_dev, status.st_ino))
+        };
+        ends.into_iter().filter_map(stream).collect()
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! A look at a file system that does not answer has no end, and nothing can end it. So each look has a
 //! thread of its own, which is left behind when it takes too long, and a plugin whose last look has not
-//! returned is not looked at again: there is one such thread per plugin at most.
+//! returned is not looked at again as long as its program and arguments are the same: there is one such
+//! thread per plugin at most, and one more each time that somebody moves it to another disk that is dead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -32,10 +33,13 @@ const STEPS: u32 = 40;
 #[derive(Clone, Debug, Default)]
 pub struct Looker {
     /// Whose look has not returned. Short lock.
-    under_way: Arc<Mutex<BTreeSet<PluginName>>>,
+    under_way: Arc<Mutex<BTreeSet<Look>>>,
 }
 
-struct UnderWay(Looker, PluginName);
+/// What is looked at, and for whom. One that was moved elsewhere is looked at there.
+type Look = (PluginName, PathBuf, Vec<String>);
+
+struct UnderWay(Looker, Look);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -55,10 +59,11 @@ impl Looker {
         command: &Command,
         search: Option<OsString>,
     ) -> Option<Identity> {
-        if !self.under_way.lock().insert(plugin.clone()) {
+        let look = look_of(plugin, command);
+        if !self.under_way.lock().insert(look.clone()) {
             return None;
         }
-        let under_way = UnderWay(self.clone(), plugin.clone());
+        let under_way = UnderWay(self.clone(), look);
         let (reply, mut seen) = oneshot::channel();
         let command = Command {
             // They may be many, and are not looked at.
@@ -83,6 +88,11 @@ impl Looker {
         }
         None
     }
+}
+
+fn look_of(plugin: &PluginName, command: &Command) -> Look {
+    let (program, arguments) = (command.program.clone(), command.args.clone());
+    (plugin.clone(), program, arguments)
 }
 
 /// The files of a program, as they were.
@@ -196,11 +206,26 @@ mod tests {
         let name = |name: &str| PluginName::parse(name).expect("good");
         let (lamp, heater) = (name("lamp"), name("heater"));
         let command = command(Path::new("/bin/sh"), Path::new("x"));
-        let hangs = UnderWay(looker.clone(), lamp.clone());
-        looker.under_way.lock().insert(lamp.clone());
+        let look = look_of(&lamp, &command);
+        looker.under_way.lock().insert(look.clone());
+        let hangs = UnderWay(looker.clone(), look);
         assert_eq!(looker.look(&lamp, &command, None).await, None);
         let expected = Some(identify(&command, None));
         assert_eq!(looker.look(&heater, &command, None).await, expected);
+        // Somebody has moved it off the dead disk.
+        for moved in [
+            Command {
+                program: "/bin/cat".into(),
+                ..command.clone()
+            },
+            Command {
+                args: Vec::new(),
+                ..command.clone()
+            },
+        ] {
+            let expected = Some(identify(&moved, None));
+            assert_eq!(looker.look(&lamp, &moved, None).await, expected);
+        }
         drop(hangs);
         assert_eq!(looker.look(&lamp, &command, None).await, expected);
         assert!(looker.under_way.lock().is_empty());

@@ -175,6 +175,35 @@ async fn the_same_process_resumes_and_another_one_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_resumes_is_told_how_those_stand_that_it_looks_at() {
+    let mut lamp = remote("lamp", &["devices"]);
+    lamp.wants.push(name("panel"));
+    let home = Home::new(vec![lamp, remote("devices", &[]), remote("panel", &[])]);
+    home.phase("devices", Phase::Connecting).await;
+    let devices = home.obedient("devices").await;
+    home.phase("devices", Phase::Ready).await;
+    let mut link = home.open("lamp", hello("one")).await.expect("admitted");
+    link.hook(Hook::Load).await;
+    link.hook(Hook::Start).await;
+    home.phase("lamp", Phase::Ready).await;
+    link.lose().await;
+    home.phase("lamp", Phase::Suspended).await;
+    // Nobody can tell it now.
+    devices.lose().await;
+    home.phase("devices", Phase::Backoff).await;
+    let mut link = home.open("lamp", hello("one")).await.expect("resumed");
+    for expected in ["devices", "panel"] {
+        match link.next().await {
+            Outbound::DependencyChanged { name, available } => {
+                assert_eq!((name.as_str(), available), (expected, false));
+            }
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn eight_lost_runs_are_a_crash_loop_and_opens_are_told_to_wait() {
     let home = Home::new(vec![remote("lamp", &[])]);
     for run in 1..=8 {

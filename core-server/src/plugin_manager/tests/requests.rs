@@ -448,6 +448,23 @@ async fn a_second_shutdown_in_more_of_a_hurry_skips_all_grace() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_of_all_is_no_success_before_it_is_on_the_disk_even_of_plugins_at_rest() {
+    let home = Home::new(vec![remote("a", &[]), remote("b", &["a"])]);
+    home.phase("a", Phase::Connecting).await;
+    // Nothing can take its place.
+    std::fs::create_dir(home.data.path().join("desired.json")).expect("made");
+    let results = home.manager.stop_all(soon()).await.expect("answered");
+    let reasons = results.iter().map(|(info, result)| {
+        let error = result.as_ref().expect_err("not kept");
+        (info.name.as_str(), error.reason())
+    });
+    let expected = [("a", Reason::NotKept), ("b", Reason::NotKept)];
+    assert_eq!(reasons.collect::<Vec<_>>(), expected);
+    assert_eq!(home.info("a").desired, PluginState::Stopped, "in force");
+    home.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_begins_with_a_snapshot() {
     let home = Home::new(vec![remote("a", &[]), remote("b", &[])]);
     home.phase("b", Phase::Connecting).await;

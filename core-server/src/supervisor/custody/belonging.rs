@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::proc_fs::{Mark, Seen};
+use super::proc_fs::{Mark, Seen, Stream};
 
 /// A process and what it inherited.
 #[derive(Clone, Debug)]
@@ -12,8 +12,8 @@ pub(super) struct Process {
     pub(super) seen: Seen,
     /// What its environment says.
     pub(super) mark: Option<Mark>,
-    /// What it reads from and writes to, as inodes. Only looked up where nothing else tells.
-    pub(super) streams: Vec<u64>,
+    /// What it reads from and writes to. Only looked up where nothing else tells.
+    pub(super) streams: Vec<Stream>,
 }
 
 /// A run's leader: the process that the core started.
@@ -25,8 +25,8 @@ pub(super) struct Leader {
     pub(super) pid: u32,
     /// When it started.
     pub(super) started: u64,
-    /// Its standard output and error, as inodes.
-    pub(super) streams: Vec<u64>,
+    /// Its standard output and error.
+    pub(super) streams: Vec<Stream>,
 }
 
 /// Who was there before the core, as children of its process. Not plugins', whoever starts them.
@@ -157,6 +157,8 @@ mod tests {
     use super::*;
 
     const CORE: u32 = 100;
+    /// The device of all pipes.
+    const PIPES: u64 = 14;
 
     fn process(pid: u32, parent: u32, session: u32, started: u64) -> Process {
         Process {
@@ -182,7 +184,13 @@ mod tests {
     }
 
     fn writing_to(mut process: Process, stream: u64) -> Process {
-        process.streams = vec![0, stream];
+        process.streams = vec![(0, 0), (PIPES, stream)];
+        process
+    }
+
+    /// To a file that has the inode of a pipe.
+    fn writing_to_file(mut process: Process, inode: u64) -> Process {
+        process.streams = vec![(PIPES + 1, inode)];
         process
     }
 
@@ -196,7 +204,7 @@ mod tests {
             plugin: plugin.to_owned(),
             pid,
             started,
-            streams: vec![u64::from(pid) * 10],
+            streams: vec![(PIPES, u64::from(pid) * 10)],
         }
     }
 
@@ -289,6 +297,12 @@ mod tests {
                 "bare, writes its output",
                 writing_to(process(320, CORE, 320, 65), 2000),
                 true,
+                true,
+            ),
+            (
+                "bare, writes to a file of that inode",
+                writing_to_file(process(320, CORE, 320, 65), 2000),
+                false,
                 true,
             ),
             (

@@ -47,8 +47,49 @@ impl Link {
     }
 }
 
-/// Starts a guardian and tells it the cookie. On the thread that forks.
-pub(super) fn start(program: &Path, cookie: &str) -> io::Result<(Child, Link)> {
+/// A guardian that does not watch yet. It knows no cookie, so that it kills nobody, whatever becomes of it
+/// and of the core. Dropped, as when its start was given up long before it returned, it is killed.
+#[derive(Debug)]
+pub(super) struct Started {
+    child: Option<Child>,
+    pub(super) link: Link,
+    custody: Custody,
+}
+
+impl Started {
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.as_ref()?.id()
+    }
+
+    /// It watches.
+    pub(super) fn into_child(mut self) -> Option<Child> {
+        self.child.take()
+    }
+
+    /// Kills it and reaps it.
+    pub(super) async fn end(mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let pid = child.id();
+        drop(child.kill().await);
+        self.custody.strike_off(pid);
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // Nobody waits for it: whoever comes first reaps it.
+        let (pid, _gone) = (child.id(), child.start_kill());
+        self.custody.strike_off(pid);
+    }
+}
+
+/// Starts a guardian. On the thread that forks.
+pub(super) fn start(program: &Path, custody: &Custody) -> io::Result<Started> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -69,16 +110,20 @@ pub(super) fn start(program: &Path, cookie: &str) -> io::Result<(Child, Link)> {
     // Its end is inside `command`: dropped, so that the guardian's death is seen as the socket's end.
     // It is not killed when it is dropped: should the core go to pieces, it has something to do.
     let child = tokio::process::Command::from(command).spawn()?;
-    let link = Link {
-        socket: Arc::new(ours),
-    };
-    // A program that ends at once is reported by what it does not answer.
-    let _unheard = link.tell(&Notice::Cookie(cookie.to_owned()));
-    Ok((child, link))
+    Ok(Started {
+        child: Some(child),
+        link: Link {
+            socket: Arc::new(ours),
+        },
+        custody: custody.clone(),
+    })
 }
 
-/// Waits until a guardian watches.
-pub(super) async fn wait_until_ready(link: &Link) -> io::Result<()> {
+/// Tells a guardian the cookie and waits until it watches. No sooner: one that reads it and then the end of
+/// the socket kills whoever has it.
+pub(super) async fn wait_until_ready(link: &Link, cookie: &str) -> io::Result<()> {
+    // A program that ends at once is reported by what it does not answer.
+    let _unheard = link.tell(&Notice::Cookie(cookie.to_owned()));
     let socket = watch(link.socket.try_clone()?)?;
     let readable = tokio::time::timeout(READY_WITHIN, socket.readable()).await;
     let _ready = readable.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

@@ -75,6 +75,8 @@ use run_state::{Identity, RunState, RunStateFile};
 use spawner::{Failed, ForkId, Forking, Own, Spawner};
 use work_thread::WorkThread;
 
+pub(in crate::supervisor) use proc_fs::Stream;
+
 pub use guardian::SUBCOMMAND as GUARDIAN_SUBCOMMAND;
 pub use guardian_process::run as guardian_main;
 pub use run_state::FILE_NAME as RUN_STATE_FILE_NAME;
@@ -314,7 +316,7 @@ impl Custody {
             plugin,
             pid: process.id(),
             started: proc_fs::look(process.id()).map_or(0, |seen| seen.started),
-            streams: pipes.inodes(),
+            streams: pipes.streams(),
         };
         {
             let mut book = inner.book.lock();
@@ -391,24 +393,24 @@ impl Custody {
 
     async fn start_guardian(&self) -> Option<Child> {
         let program = self.inner.setup.guardian.clone()?;
-        let inner = Arc::clone(&self.inner);
+        let custody = self.clone();
         let shown = program.display().to_string();
         let started = self.on_spawner(move |id| {
-            let mut forking = Forking::begin(&inner, id);
-            let started = guardian::start(&program, &inner.setup.cookie);
-            forking.child = started.as_ref().ok().and_then(|(child, _)| child.id());
+            let mut forking = Forking::begin(&custody.inner, id);
+            let started = guardian::start(&program, &custody);
+            forking.child = started.as_ref().ok().and_then(guardian::Started::id);
             started
         });
+        let cookie = &self.inner.setup.cookie;
         let error = match started.await {
-            Ok(Ok((mut child, link))) => match guardian::wait_until_ready(&link).await {
+            Ok(Ok(started)) => match guardian::wait_until_ready(&started.link, cookie).await {
                 Ok(()) => {
-                    self.guardian_found(child.id(), link);
-                    return Some(child);
+                    self.guardian_found(started.id(), started.link.clone());
+                    return started.into_child();
                 }
                 Err(error) => {
-                    let pid = child.id();
-                    drop(child.kill().await);
-                    self.strike_off(pid);
+                    // It has heard the cookie: gone before the socket's end.
+                    started.end().await;
                     error
                 }
             },

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::linux::fs::MetadataExt as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use core_proto::contract::env;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -151,13 +151,16 @@ fn parse_environment(environment: &[u8]) -> Option<Mark> {
     })
 }
 
-/// The inodes of what a process has as standard input, output and error.
+/// A pipe or another open file: its device and its inode. A file of any disk may have the inode of a pipe.
+pub(in crate::supervisor) type Stream = (u64, u64);
+
+/// What a process has as standard input, output and error.
 #[must_use]
-pub(super) fn standard_streams(pid: u32) -> Vec<u64> {
-    let of = |directory: String| -> Vec<u64> {
-        let inode = |descriptor| fs::metadata(format!("{directory}/fd/{descriptor}")).ok();
-        let found = (0..3).filter_map(inode);
-        found.map(|metadata| metadata.st_ino()).collect()
+pub(super) fn standard_streams(pid: u32) -> Vec<Stream> {
+    let of = |directory: String| -> Vec<Stream> {
+        let data = |descriptor| fs::metadata(format!("{directory}/fd/{descriptor}")).ok();
+        let found = (0..3).filter_map(data);
+        found.map(|data| (data.dev(), data.ino())).collect()
     };
     let of_process = of(format!("/proc/{pid}"));
     if !of_process.is_empty() {
@@ -276,6 +279,21 @@ mod tests {
         assert_eq!(read("CORE_COOKIE=c0").expect("marked").plugin, "");
         assert_eq!(read("XCORE_COOKIE=c0 CORE_PLUGIN=lamp"), None);
         assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn a_pipe_is_the_same_stream_at_both_ends() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("sleep starts");
+        let ours = child.stdout.as_ref().expect("piped");
+        let ours = rustix::fs::fstat(ours).expect("open");
+        let theirs = standard_streams(child.id());
+        child.kill().expect("ours");
+        child.wait().expect("ours");
+        assert_eq!(theirs.get(1), Some(&(ours.st_dev, ours.st_ino)));
     }
 
     #[test]

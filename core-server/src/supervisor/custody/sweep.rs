@@ -1,8 +1,13 @@
 //! The sweeps: of one run, of everything at the core's end, of what another core left. They block and
 //! run on the clerk's thread.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "tokio's clock may be a paused one; a sweep is over when its time is"
+)]
+
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::belonging::{Household, Leader, Process, is_survivor};
 use super::proc_fs::{self, Seen};
@@ -40,12 +45,12 @@ struct Found {
     traces: bool,
 }
 
-/// Kills whom `find` names, again and again, until it names nobody.
+/// Kills whom `find` names, again and again, until it names nobody or the budget is spent.
 fn sweep(budget: Duration, mut find: impl FnMut() -> Found) -> Swept {
     let mut swept = Swept::default();
     let rounds = budget.as_millis() / ROUND.as_millis();
     let mut restless = 0;
-    // Rounds are counted, not timed: the clock of this thread may be a paused one.
+    let until = Instant::now() + budget;
     for _ in 0..=rounds {
         let found = find();
         swept.left = found.doomed.iter().map(|seen| seen.pid).collect();
@@ -60,6 +65,10 @@ fn sweep(budget: Duration, mut find: impl FnMut() -> Found) -> Swept {
         found.doomed.iter().for_each(proc_fs::kill);
         swept.killed.extend(&swept.left);
         restless = 0;
+        // With many processes a round takes far longer than its share.
+        if Instant::now() >= until {
+            break;
+        }
         std::thread::sleep(ROUND);
     }
     swept
@@ -270,4 +279,37 @@ fn survivors(state: &RunState) -> Vec<Seen> {
         .filter(|process| is_survivor(process, &state.cookie, &children, &everybody))
         .map(|process| process.seen.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody: no number is that high, so that nobody is killed.
+    fn nobody() -> Seen {
+        Seen {
+            pid: u32::MAX,
+            parent: 0,
+            group: 0,
+            session: 0,
+            started: 0,
+            ended: false,
+        }
+    }
+
+    #[test]
+    fn a_sweep_of_slow_rounds_ends_with_its_budget() {
+        let budget = 10 * ROUND;
+        let mut rounds = 0;
+        let swept = sweep(budget, || {
+            rounds += 1;
+            std::thread::sleep(budget / 2);
+            Found {
+                doomed: vec![nobody()],
+                traces: false,
+            }
+        });
+        assert!((1..=2).contains(&rounds), "{rounds}");
+        assert_eq!(swept.left, [u32::MAX], "named, and not waited for");
+    }
 }

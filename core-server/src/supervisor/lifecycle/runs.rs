@@ -141,6 +141,12 @@ impl State {
         };
         self.report(exit, message, ran_for, forced, now);
         let Some(ended) = ended else {
+            // A stop may have come while it was ending for something else.
+            let note = if self.halted {
+                Note::new("operator", "it was stopped by request")
+            } else {
+                note
+            };
             self.life = Life::Resting(Rest::Idle, note);
             return;
         };

@@ -257,9 +257,14 @@ impl Dispatch {
             }
             Some(FromCore::DependencyChanged(change)) => {
                 let available = change.available;
-                tracing::info!(dependency = %change.name, available, "a dependency changed");
-                self.run.dependencies.send_modify(|known| {
-                    known.insert(change.name, change.available);
+                // After a resumed channel the core says it all again.
+                self.run.dependencies.send_if_modified(|known| {
+                    if known.get(&change.name) == Some(&available) {
+                        return false;
+                    }
+                    tracing::info!(dependency = %change.name, available, "a dependency changed");
+                    known.insert(change.name, available);
+                    true
                 });
             }
             Some(FromCore::ConfigChanged(change)) => self.reconfigure(change),

@@ -125,6 +125,27 @@ fn a_failed_stop_hook_is_the_reason_whatever_ends_the_run_then() {
 }
 
 #[test]
+fn who_is_stopped_while_a_run_ends_for_another_reason_is_shown_as_stopped() {
+    let renewed = Event::Renewed(settings(Origin::Hosted), Some(("reload", "new".to_owned())));
+    for event in [
+        Event::Request(Request::Restart),
+        Event::Request(Request::Unload),
+        Event::RestartForDependency,
+        renewed,
+    ] {
+        let why = format!("{event:?}");
+        let mut play = Play::started(Origin::Hosted);
+        play.feed(event).run(RunEvent::Drained);
+        play.hook(Ok(())).hook(Ok(()));
+        play.feed(Event::Request(Request::Stop)).run(exit(0));
+        play.expect(PluginState::Unloaded, Phase::Idle);
+        let stopped = ("operator", "it was stopped by request".to_owned());
+        assert_eq!(play.state.explain(), stopped, "{why}");
+        assert_eq!(play.state.failures(), 0, "{why}");
+    }
+}
+
+#[test]
 fn who_says_bye_is_told_nothing_more() {
     let mut play = Play::started(Origin::Hosted);
     play.feed(Event::Request(Request::Restart))
