@@ -296,7 +296,7 @@ impl Run {
         scope.mark(&mut event);
         let session = self.session(DEFAULT_TIMEOUT).await?;
         let lost = |Closed| Error::channel_lost(Outcome::NotApplied);
-        let Err(event) = session.outbox.join(event) else {
+        let Some(event) = session.outbox.join(event) else {
             return Ok(());
         };
         let room = session.outbox.room_for(&event).await.map_err(lost)?;

@@ -124,10 +124,10 @@ impl Outbox {
 
     /// Adds an event to the batch that waits at the end of the lane; gives it back where there is none
     /// that has room.
-    pub(crate) fn join(&self, event: NewEvent) -> Result<(), NewEvent> {
+    pub(crate) fn join(&self, event: NewEvent) -> Option<NewEvent> {
         let bytes = room_of(&event);
         let Ok(permit) = self.room.try_acquire_many(permits(bytes)) else {
-            return Err(event);
+            return Some(event);
         };
         let mut lanes = self.lanes.lock();
         match lanes.ordinary.back_mut() {
@@ -138,9 +138,9 @@ impl Outbox {
                 batch.count.fetch_add(1, Ordering::Relaxed);
                 *waiting += bytes;
                 permit.forget();
-                Ok(())
+                None
             }
-            _ => Err(event),
+            _ => Some(event),
         }
     }
 
@@ -351,7 +351,7 @@ mod tests {
 
     /// Queues an event as a publish in the background does; the request that it is under, if it is a new one.
     async fn publish(outbox: &Outbox, request_id: u64, event: NewEvent) -> Option<Arc<AtomicU64>> {
-        let event = outbox.join(event).err()?;
+        let event = outbox.join(event)?;
         let room = outbox.room_for(&event).await.expect("open");
         let count = Arc::new(AtomicU64::new(1));
         let batch = Batch::new(request_id, event, Arc::clone(&count));
@@ -400,7 +400,9 @@ mod tests {
     async fn a_batch_is_bounded_in_events_and_bytes() {
         let outbox = Outbox::new();
         publish(&outbox, 1, event("")).await.expect("a new batch");
-        let joined = (0..).take_while(|_| outbox.join(event("")).is_ok()).count();
+        let joined = (0..)
+            .take_while(|_| outbox.join(event("")).is_none())
+            .count();
         assert_eq!(joined + 1, BATCH_EVENTS);
         let outbox = Outbox::new();
         let large = || event(&"x".repeat(20 << 10));
