@@ -47,7 +47,7 @@ mod spawner;
 mod sweep;
 mod work_thread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -128,6 +128,9 @@ struct Inner {
     /// Writes the run-state file: alone, so that no older state replaces a newer one, and so that a
     /// disk that hangs holds nobody else up.
     recorder: WorkThread,
+    /// Forks under way: plugin and program. One of each at a time, or a plugin whose start hangs would
+    /// take a further thread with every try, until none is left for the others.
+    starting: Mutex<BTreeSet<(String, PathBuf)>>,
     own: Mutex<Own>,
     book: Mutex<Book>,
     hasher: RandomState,
@@ -135,6 +138,28 @@ struct Inner {
     guarded: watch::Sender<bool>,
     /// A fork is done.
     forked: Notify,
+}
+
+/// An entry of [`Inner::starting`], until it is dropped.
+struct UnderWay {
+    inner: Arc<Inner>,
+    start: (String, PathBuf),
+}
+
+impl UnderWay {
+    fn begin(inner: &Arc<Inner>, start: (String, PathBuf)) -> Self {
+        inner.starting.lock().insert(start.clone());
+        Self {
+            inner: Arc::clone(inner),
+            start,
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.inner.starting.lock().remove(&self.start);
+    }
 }
 
 /// What the guardian and the next core are told. Guarded by a short lock, under which the guardian is
@@ -171,6 +196,7 @@ impl Custody {
             spawner: Spawner::start()?,
             clerk: WorkThread::start("clerk")?,
             recorder: WorkThread::start("recorder")?,
+            starting: Mutex::default(),
             own: Mutex::default(),
             book: Mutex::default(),
             hasher: RandomState::new(),
@@ -251,8 +277,17 @@ impl Custody {
         }
         let (custody, plugin) = (self.clone(), plugin.to_string());
         let program = command.program.clone();
+        let start = (plugin.clone(), program.clone());
+        if self.inner.starting.lock().contains(&start) {
+            // An earlier one has not come back yet.
+            return Err(SpawnError::Hung { program });
+        }
         let spawned = self
-            .on_spawner(move |id| custody.fork(id, plugin, &command, &environment, &confinement))
+            .on_spawner(move |id| {
+                // Begun here and not before: one that found no thread must not hold the next one up.
+                let _under_way = UnderWay::begin(&custody.inner, start);
+                custody.fork(id, plugin, &command, &environment, &confinement)
+            })
             .await;
         if self.inner.run_state.is_some() {
             let inner = Arc::clone(&self.inner);
