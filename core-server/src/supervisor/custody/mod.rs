@@ -44,10 +44,11 @@ mod protocol;
 mod reaper;
 mod run_state;
 mod spawner;
+mod starts;
 mod sweep;
 mod work_thread;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -73,6 +74,7 @@ use guardian::Link;
 use protocol::Notice;
 use run_state::{Identity, RunState, RunStateFile};
 use spawner::{Failed, ForkId, Forking, Own, Spawner};
+use starts::Starts;
 use work_thread::WorkThread;
 
 pub(in crate::supervisor) use proc_fs::Stream;
@@ -128,9 +130,7 @@ struct Inner {
     /// Writes the run-state file: alone, so that no older state replaces a newer one, and so that a
     /// disk that hangs holds nobody else up.
     recorder: WorkThread,
-    /// Forks under way: plugin and program. One of each at a time, or a plugin whose start hangs would
-    /// take a further thread with every try, until none is left for the others.
-    starting: Mutex<BTreeSet<(String, PathBuf)>>,
+    starts: Starts,
     own: Mutex<Own>,
     book: Mutex<Book>,
     hasher: RandomState,
@@ -138,28 +138,6 @@ struct Inner {
     guarded: watch::Sender<bool>,
     /// A fork is done.
     forked: Notify,
-}
-
-/// An entry of [`Inner::starting`], until it is dropped.
-struct UnderWay {
-    inner: Arc<Inner>,
-    start: (String, PathBuf),
-}
-
-impl UnderWay {
-    fn begin(inner: &Arc<Inner>, start: (String, PathBuf)) -> Self {
-        inner.starting.lock().insert(start.clone());
-        Self {
-            inner: Arc::clone(inner),
-            start,
-        }
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.inner.starting.lock().remove(&self.start);
-    }
 }
 
 /// What the guardian and the next core are told. Guarded by a short lock, under which the guardian is
@@ -196,7 +174,7 @@ impl Custody {
             spawner: Spawner::start()?,
             clerk: WorkThread::start("clerk")?,
             recorder: WorkThread::start("recorder")?,
-            starting: Mutex::default(),
+            starts: Starts::default(),
             own: Mutex::default(),
             book: Mutex::default(),
             hasher: RandomState::new(),
@@ -278,14 +256,13 @@ impl Custody {
         let (custody, plugin) = (self.clone(), plugin.to_string());
         let program = command.program.clone();
         let start = (plugin.clone(), program.clone());
-        if self.inner.starting.lock().contains(&start) {
-            // An earlier one has not come back yet.
+        if self.inner.starts.is_under_way(&start) {
             return Err(SpawnError::Hung { program });
         }
         let spawned = self
             .on_spawner(move |id| {
                 // Begun here and not before: one that found no thread must not hold the next one up.
-                let _under_way = UnderWay::begin(&custody.inner, start);
+                let _under_way = custody.inner.starts.begin(start);
                 custody.fork(id, plugin, &command, &environment, &confinement)
             })
             .await;
