@@ -196,8 +196,7 @@ impl plugin_channel_server::PluginChannel for Api {
 }
 
 /// A reader that has so many frames in hand lets what it made of them leave before it goes on. Otherwise
-/// the calls of a busy home bunch up and travel in one herd, and only one process works at a time (two
-/// cores, 256 calls in flight: 88 thousand calls/s without, see `docs/reference/performance.md`).
+/// the calls of a busy home bunch up and travel in one herd, and only one process works at a time.
 const FRAMES_IN_A_ROW: u32 = 32;
 
 /// Longer timeouts are taken as this: a plugin may send one that no clock can hold.
