@@ -5,8 +5,8 @@
 //! subscriber is copying bytes.
 
 use bytes::{BufMut, Bytes};
-use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, encoded_len_varint};
+use prost::{DecodeError, Message as _};
 
 use crate::v1;
 
@@ -32,13 +32,24 @@ impl Default for SubscribeResponse {
 /// Encodes an event as one entry of `events`.
 #[must_use]
 pub fn entry(event: &v1::Event) -> Vec<u8> {
-    use prost::Message as _;
-    let length = event.encoded_len();
-    let mut entry = Vec::with_capacity(1 + encoded_len_varint(length as u64) + length);
-    entry.push(EVENTS_TAG);
-    prost::encoding::encode_varint(length as u64, &mut entry);
-    event.encode_raw(&mut entry);
+    let mut entry = Vec::new();
+    append_entry(event, event.encoded_len(), &mut entry);
     entry
+}
+
+/// Bytes of a message of this length as an entry of field 1.
+#[must_use]
+pub fn entry_len(length: usize) -> usize {
+    1 + encoded_len_varint(length as u64) + length
+}
+
+/// Appends a message, whose encoded length is known, as one entry of the repeated field 1 of another:
+/// an event of `EventBusSubscribeResponse`, a new event of `EventBusPublishBatchRequest`.
+pub fn append_entry(message: &impl prost::Message, length: usize, buffer: &mut Vec<u8>) {
+    buffer.reserve(entry_len(length));
+    buffer.push(EVENTS_TAG);
+    prost::encoding::encode_varint(length as u64, buffer);
+    message.encode_raw(buffer);
 }
 
 impl prost::Message for SubscribeResponse {
@@ -80,8 +91,6 @@ impl prost::Message for SubscribeResponse {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::*;
     use crate::v1::event_bus_subscribe_response::Control;
 

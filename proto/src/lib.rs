@@ -7,6 +7,7 @@
 pub mod contract;
 pub mod embed;
 pub mod encoded;
+pub mod received;
 
 pub use coreruntime::v1;
 

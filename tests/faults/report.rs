@@ -276,6 +276,12 @@ pub(crate) fn table(entries: &[Entry]) -> String {
             .count()
     };
     let (passed, failed, skipped) = (count(Some(true)), count(Some(false)), count(None));
+    // Once more at the end: that is what is read of a long log.
+    if failed > 0 {
+        text.push_str("\n==== of these failed\n");
+        let broken = entries.iter().filter(|entry| entry.passed == Some(false));
+        broken.for_each(|entry| text.push_str(&entry.text()));
+    }
     write!(text, "{passed} passed, {failed} failed, {skipped} skipped").ok();
     text
 }

@@ -164,7 +164,7 @@ pub fn echo(name: &str) -> Plugin {
                     let notes = Arc::clone(&notes);
                     async move {
                         let data = event.json()?;
-                        let (topic, source) = (event.topic, event.source);
+                        let (topic, source) = (event.topic().to_owned(), event.source().to_owned());
                         notes.lock().expect("no panic inside").push(Note {
                             topic,
                             source,

@@ -339,7 +339,7 @@ async fn an_sdk_tells_its_handler_of_gaps_and_goes_on() {
             };
             gaps(format!("gap {reason} {}", gap.to_seq - gap.from_seq + 1))
         })
-        .handle(move |_: Ctx, event: Event| events(String::from_utf8_lossy(&event.data).into()));
+        .handle(move |_: Ctx, event: Event| events(String::from_utf8_lossy(event.data()).into()));
     let plugin = Plugin::builder("listener").subscribe(subscription).build();
     let core = TestCore::builder()
         .plugin(Declared::embedded("listener").hears_scenes())

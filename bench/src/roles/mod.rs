@@ -128,12 +128,22 @@ pub(crate) struct Span {
     pub(crate) ended_ns: u64,
 }
 
+/// How many plugins a role stands for that work at the same time, up to the number of processors: each
+/// would be a process of its own, with a worker thread.
+fn plugins(name: RoleName) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match name {
+        RoleName::CoreSubscribers => number("SUBSCRIBERS").map_or(1, |count| count.min(processors)),
+        _ => 1,
+    }
+}
+
 /// Runs a role until its input ends.
 pub(crate) fn run(name: RoleName) -> ExitCode {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if name.is_ours() {
         // As `plugin_sdk::main!` has it. The peers' clients have what `#[tokio::main]` gives.
-        builder.worker_threads(1);
+        builder.worker_threads(plugins(name));
     }
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,

@@ -29,7 +29,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use crate::channel::outbox::{Batch, Closed, Outbox};
 use crate::channel::requests::Requests;
 use crate::client::Connection;
-use crate::context::{Parent, Scope};
+use crate::context::{Handled, Scope};
 use crate::error::{Error, Outcome, Result};
 use crate::plugin::Plugin;
 use crate::service::Service;
@@ -191,6 +191,10 @@ impl Run {
         self.stage.borrow().clone()
     }
 
+    pub(crate) fn is_started(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Started(_))
+    }
+
     /// Waits until the plugin is STARTED; returns the token that ends with it. `None`: the run is over.
     pub(crate) async fn started(&self) -> Option<CancellationToken> {
         let mut stage = self.stage.subscribe();
@@ -296,9 +300,9 @@ impl Run {
         scope.mark(&mut event);
         let session = self.session(DEFAULT_TIMEOUT).await?;
         let lost = |Closed| Error::channel_lost(Outcome::NotApplied);
-        let Some(event) = session.outbox.join(event) else {
+        if session.outbox.join(&event) {
             return Ok(());
-        };
+        }
         let room = session.outbox.room_for(&event).await.map_err(lost)?;
         let place = session.requests.place().await?;
         let count = Arc::new(AtomicU64::new(1));
@@ -306,7 +310,7 @@ impl Run {
             .requests
             .expect_background(place, Arc::clone(&count))?;
         // Nothing is awaited from here on: the batch is queued, or nobody knows of it.
-        let batch = Batch::new(id, event, count);
+        let batch = Batch::new(id, &event, count);
         session.outbox.push_batch(batch, room).map_err(|closed| {
             session.requests.forget(id);
             lost(closed)
@@ -350,9 +354,9 @@ impl Session {
         R: prost::Message + Default + 'static,
     {
         let connection = self.unary.clone().with_run(run);
-        let connection = match scope.parent {
-            Parent::None => connection,
-            parent => connection.with_parent(&parent.text()),
+        let connection = match scope.handled {
+            Handled::Nothing => connection,
+            _ => connection.with_parent(&scope.parent()),
         };
         let mut grpc = tonic::client::Grpc::new(connection.authorized())
             .max_decoding_message_size(contract::MAX_MESSAGE_BYTES)

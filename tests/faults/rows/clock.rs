@@ -119,22 +119,31 @@ async fn suspend(row: &Row, home: &Home) -> Result<()> {
 async fn works(row: &Row, home: &Home, what: &str) {
     let begin = Instant::now();
     let mut heard = home.operator.subscribe(&["lamp.noted"]).await;
-    let mut failed = 0;
+    let mut failed = Vec::new();
     let mut asked = 0;
     while begin.elapsed() < WATCHED {
         let arguments = json!({ "topic": "lamp.noted", "data": asked });
         asked += 1;
-        let emitted = home.operator.call("lamp.emit", arguments).await;
-        failed += usize::from(emitted.is_err());
+        let emitted = home.operator.call("lamp.emit", arguments).await.map(drop);
         if emitted.is_ok() {
             within("the event is heard", heard.event()).await;
         }
-        let stored = home.operator.store("notes", "k", "1").await;
-        let state = home.operator.set_state("operator.note", "1").await;
-        failed += usize::from(stored.is_err()) + usize::from(state.is_err());
+        let stored = home.operator.store("notes", "k", "1").await.map(drop);
+        let state = home
+            .operator
+            .set_state("operator.note", "1")
+            .await
+            .map(drop);
+        for (request, result) in [("call", emitted), ("write", stored), ("state", state)] {
+            failed.extend(result.err().map(|error| {
+                let after = begin.elapsed().as_secs_f64();
+                format!("{request} after {after:.1} s: {error}")
+            }));
+        }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    row.exactly(&format!("{what}: failed requests"), failed, "", 0);
+    row.exactly(&format!("{what}: failed requests"), failed.len(), "", 0);
+    row.require(failed.is_empty(), format!("{what}: {}", failed.join("; ")));
 }
 
 async fn restarts(row: &Row, home: &Home, what: &str) -> Result<()> {

@@ -218,11 +218,16 @@ pub(crate) async fn layers(row: Row) -> Result<()> {
     let mut home = Home::start_with(&only(false, false), &plugins).await;
     home.all_ready(&["one", "two"]).await;
     let family = Family::of(&home, &["two"]).await;
+    let before = processes::descendants(home.pid());
     home.core().kill().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
+    let gone: Vec<_> = before
+        .iter()
+        .filter(|process| family.groups.contains(&process.pid) && !is_alive(process.pid))
+        .collect();
     row.require(
-        living(&family.groups) == family.groups.len() && living(&family.escapees) == 1,
-        "with no layer but the last they outlive the core",
+        gone.is_empty() && living(&family.escapees) == 1,
+        format!("with no layer but the last they outlive the core: {gone:?} are gone"),
     );
     let begin = Instant::now();
     let operator = home.core().start().await;

@@ -38,7 +38,7 @@ async fn a_lamp_that_is_switched_is_stored_shown_and_told_of() {
         .expect("switched");
     assert_eq!(lamp, Lamp::new("hall").turned_on(Some(40)));
     let told = core.published("devices.changed");
-    assert_eq!((told.len(), told[0].subject.as_str()), (1, "lamp_hall"));
+    assert_eq!((told.len(), told[0].subject()), (1, "lamp_hall"));
     for seen in [
         core.stored("devices", "lamp/lamp_hall"),
         core.state("devices.lamp_hall"),
@@ -159,7 +159,7 @@ async fn people_walk_about_and_can_be_made_to() {
         .expect("told")
         .remove(0);
     assert_eq!(
-        (event.subject.as_str(), event.parse().ok()),
+        (event.subject(), event.parse().ok()),
         ("motion_kitchen", Some(motion))
     );
     core.shutdown().await.expect("ends");

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use super::outbox::Outbox;
-use crate::context::{Ctx, Parent, Scope};
+use crate::context::{Ctx, Handled, Scope};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use crate::run::Run;
@@ -139,11 +139,13 @@ async fn execute(
         .unwrap_or(DEFAULT_TIMEOUT);
     let deadline = tokio::time::Instant::now() + time;
     let scope = Scope {
-        parent: Parent::Call(request.call_id),
+        handled: Handled::Call {
+            call_id: request.call_id,
+            caller: request.caller,
+            depth: request.depth,
+            traceparent: request.traceparent,
+        },
         deadline: Some(deadline),
-        caller: request.caller,
-        depth: request.depth,
-        traceparent: request.traceparent,
         hook_id: None,
     };
     let ctx = Ctx::new(Arc::clone(run), scope);

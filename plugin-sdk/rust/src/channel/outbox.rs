@@ -19,11 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use core_proto::contract;
 use core_proto::v1::plugin_message::Message as Kind;
-use core_proto::v1::{
-    EventBusPublishBatchRequest, NewEvent, PluginMessage, Request, RequestCancel,
-};
+use core_proto::v1::{NewEvent, PluginMessage, Request, RequestCancel};
+use core_proto::{contract, encoded};
 use futures_util::Stream;
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -33,7 +31,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 const CAPACITY_BYTES: usize = 8 << 20;
 
 /// Most events of one batch (`event_bus.proto`).
-const BATCH_EVENTS: usize = 1_000;
+const BATCH_EVENTS: u64 = 1_000;
 /// A batch takes no more events above this, in bytes: nothing large sits on the channel.
 const BATCH_BYTES: usize = contract::MAX_FRAME_REQUEST_BYTES;
 
@@ -65,28 +63,29 @@ enum Queued {
 /// Events published in the background under one request.
 pub(crate) struct Batch {
     request_id: u64,
-    events: Vec<NewEvent>,
+    /// An encoded `EventBusPublishBatchRequest`: each event is encoded when it joins.
+    message: Vec<u8>,
     /// How many; whoever waits for the answer knows what is lost with it.
     count: Arc<AtomicU64>,
 }
 
 impl Batch {
-    pub(crate) fn new(request_id: u64, event: NewEvent, count: Arc<AtomicU64>) -> Self {
+    /// A batch of this one event; `count` is 1.
+    pub(crate) fn new(request_id: u64, event: &NewEvent, count: Arc<AtomicU64>) -> Self {
+        let mut message = Vec::new();
+        encoded::append_entry(event, event.encoded_len(), &mut message);
         Self {
             request_id,
-            events: vec![event],
+            message,
             count,
         }
     }
 
     fn into_frame(self) -> Kind {
-        let message = EventBusPublishBatchRequest {
-            events: self.events,
-        };
         Kind::Request(Request {
             request_id: self.request_id,
             method: "EventBus/PublishBatch".to_owned(),
-            message: message.encode_to_vec().into(),
+            message: self.message.into(),
             // Each event has its own.
             ..Default::default()
         })
@@ -122,25 +121,27 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds an event to the batch that waits at the end of the lane; gives it back where there is none
-    /// that has room.
-    pub(crate) fn join(&self, event: NewEvent) -> Option<NewEvent> {
-        let bytes = room_of(&event);
+    /// Adds an event to the batch that waits at the end of the lane; false where there is none that has
+    /// room.
+    pub(crate) fn join(&self, event: &NewEvent) -> bool {
+        let length = event.encoded_len();
+        let bytes = room_of(length);
         let Ok(permit) = self.room.try_acquire_many(permits(bytes)) else {
-            return Some(event);
+            return false;
         };
         let mut lanes = self.lanes.lock();
         match lanes.ordinary.back_mut() {
             Some(Queued::Batch(batch, waiting))
-                if batch.events.len() < BATCH_EVENTS && *waiting + bytes <= BATCH_BYTES =>
+                if batch.count.load(Ordering::Relaxed) < BATCH_EVENTS
+                    && *waiting + bytes <= BATCH_BYTES =>
             {
-                batch.events.push(event);
+                encoded::append_entry(event, length, &mut batch.message);
                 batch.count.fetch_add(1, Ordering::Relaxed);
                 *waiting += bytes;
                 permit.forget();
-                None
+                true
             }
-            _ => Some(event),
+            _ => false,
         }
     }
 
@@ -149,7 +150,7 @@ impl Outbox {
     /// # Cancel safety
     /// As [`Self::push`].
     pub(crate) async fn room_for(&self, event: &NewEvent) -> Result<SemaphorePermit<'_>, Closed> {
-        let wanted = permits(room_of(event));
+        let wanted = permits(room_of(event.encoded_len()));
         self.room.acquire_many(wanted).await.map_err(|_| Closed)
     }
 
@@ -231,9 +232,9 @@ impl Outbox {
     }
 }
 
-/// What an event takes of the room: at least one byte, at most all.
-fn room_of(event: &NewEvent) -> usize {
-    event.encoded_len().clamp(1, CAPACITY_BYTES)
+/// What an event of that encoded length takes of the room: at most all.
+fn room_of(length: usize) -> usize {
+    encoded::entry_len(length).min(CAPACITY_BYTES)
 }
 
 fn permits(bytes: usize) -> u32 {
@@ -273,11 +274,7 @@ impl Stream for Frames {
         } else if let Some(queued) = lanes.ordinary.pop_front() {
             let (kind, bytes) = match queued {
                 Queued::Frame(kind, bytes) => (kind, bytes),
-                Queued::Batch(batch, bytes) => {
-                    // Encoded outside the lock: others may queue meanwhile.
-                    drop(lanes);
-                    (batch.into_frame(), bytes)
-                }
+                Queued::Batch(batch, bytes) => (batch.into_frame(), bytes),
             };
             outbox.room.add_permits(bytes);
             return Poll::Ready(Some(PluginMessage {
@@ -305,7 +302,7 @@ impl Drop for Frames {
 
 #[cfg(test)]
 mod tests {
-    use core_proto::v1::{CallResponse, Pong, Request};
+    use core_proto::v1::{CallResponse, EventBusPublishBatchRequest, Pong, Request};
     use futures_util::{FutureExt as _, StreamExt as _};
 
     use super::*;
@@ -351,10 +348,12 @@ mod tests {
 
     /// Queues an event as a publish in the background does; the request that it is under, if it is a new one.
     async fn publish(outbox: &Outbox, request_id: u64, event: NewEvent) -> Option<Arc<AtomicU64>> {
-        let event = outbox.join(event)?;
+        if outbox.join(&event) {
+            return None;
+        }
         let room = outbox.room_for(&event).await.expect("open");
         let count = Arc::new(AtomicU64::new(1));
-        let batch = Batch::new(request_id, event, Arc::clone(&count));
+        let batch = Batch::new(request_id, &event, Arc::clone(&count));
         outbox.push_batch(batch, room).expect("open");
         Some(count)
     }
@@ -400,10 +399,8 @@ mod tests {
     async fn a_batch_is_bounded_in_events_and_bytes() {
         let outbox = Outbox::new();
         publish(&outbox, 1, event("")).await.expect("a new batch");
-        let joined = (0..)
-            .take_while(|_| outbox.join(event("")).is_none())
-            .count();
-        assert_eq!(joined + 1, BATCH_EVENTS);
+        let joined = (1..).take_while(|_| outbox.join(&event(""))).count();
+        assert_eq!(joined as u64 + 1, BATCH_EVENTS);
         let outbox = Outbox::new();
         let large = || event(&"x".repeat(20 << 10));
         publish(&outbox, 1, large()).await.expect("a new batch");

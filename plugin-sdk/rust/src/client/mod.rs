@@ -19,14 +19,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use core_proto::contract::{self, http2, metadata};
-use core_proto::v1;
+use core_proto::{received, v1};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 pub use address::{Address, BadAddress, Token};
 
@@ -275,6 +276,27 @@ impl Connection {
     #[must_use]
     pub fn authorized(&self) -> Authorized {
         InterceptedService::new(self.channel.clone(), self.authorization.clone())
+    }
+
+    /// Subscribes, leaving events encoded until they are looked at.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub(crate) async fn subscribe(
+        &self,
+        request: v1::EventBusSubscribeRequest,
+    ) -> Result<Streaming<received::SubscribeResponse>, Status> {
+        let mut grpc = tonic::client::Grpc::new(self.authorized())
+            .max_decoding_message_size(contract::MAX_MESSAGE_BYTES);
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static("/coreruntime.v1.EventBus/Subscribe");
+        let codec = tonic_prost::ProstCodec::<v1::EventBusSubscribeRequest, _>::default();
+        let response = grpc
+            .server_streaming(Request::new(request), path, codec)
+            .await?;
+        Ok(response.into_inner())
     }
 
     clients! {

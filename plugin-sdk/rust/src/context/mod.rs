@@ -33,7 +33,7 @@ use crate::run::{Run, Stage, Terms};
 use crate::service::Service;
 
 pub use dependencies::{Dependencies, DependencyChange};
-pub(crate) use scope::{Parent, Scope};
+pub(crate) use scope::{Handled, Scope};
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry};
 
@@ -464,13 +464,13 @@ impl Ctx {
     /// the core. Empty in hooks and tasks.
     #[must_use]
     pub fn caller(&self) -> &str {
-        &self.scope.caller
+        self.scope.caller()
     }
 
     /// How deep calls are nested: 1 for a call made outside any handler, 0 where there is no call.
     #[must_use]
     pub fn depth(&self) -> u32 {
-        self.scope.depth
+        self.scope.depth()
     }
 
     /// Lets only these callers pass.
@@ -491,7 +491,7 @@ impl Ctx {
     /// W3C trace context of what is being handled; may be empty.
     #[must_use]
     pub fn traceparent(&self) -> &str {
-        &self.scope.traceparent
+        self.scope.traceparent()
     }
 
     /// The plugin's name, as the core knows it.

@@ -8,36 +8,27 @@ use core_proto::v1::{NewEvent, Request};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-/// What requests name as their cause. Made into text only when one is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Parent {
-    #[default]
-    None,
-    Call(u64),
-    Event {
-        epoch: u64,
-        seq: u64,
-    },
-}
+use crate::events::Event;
 
-impl Parent {
-    /// As the contract writes it; empty for nothing.
-    pub(crate) fn text(self) -> String {
-        match self {
-            Self::None => String::new(),
-            Self::Call(call_id) => format!("call/{call_id}"),
-            Self::Event { epoch, seq } => format!("event/{epoch}/{seq}"),
-        }
-    }
+/// What is being handled.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Handled {
+    /// A task, or a hook.
+    #[default]
+    Nothing,
+    Call {
+        call_id: u64,
+        caller: String,
+        depth: u32,
+        traceparent: String,
+    },
+    Event(Event),
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scope {
-    pub(crate) parent: Parent,
+    pub(crate) handled: Handled,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) caller: String,
-    pub(crate) depth: u32,
-    pub(crate) traceparent: String,
     /// A hook that the core asked for.
     pub(crate) hook_id: Option<u64>,
 }
@@ -48,11 +39,52 @@ impl Scope {
         Self::default()
     }
 
+    pub(crate) fn event(event: Event) -> Self {
+        Self {
+            handled: Handled::Event(event),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn hook(hook_id: u64, time: Duration) -> Self {
         Self {
             hook_id: Some(hook_id),
             deadline: Instant::now().checked_add(time),
             ..Self::default()
+        }
+    }
+
+    /// What requests name as their cause, as the contract writes it; empty for nothing. Made into text
+    /// only when one is sent.
+    pub(crate) fn parent(&self) -> String {
+        match &self.handled {
+            Handled::Nothing => String::new(),
+            Handled::Call { call_id, .. } => format!("call/{call_id}"),
+            Handled::Event(event) => format!("event/{}/{}", event.epoch(), event.seq()),
+        }
+    }
+
+    /// Who called or published; empty for nothing.
+    pub(crate) fn caller(&self) -> &str {
+        match &self.handled {
+            Handled::Nothing => "",
+            Handled::Call { caller, .. } => caller,
+            Handled::Event(event) => event.source(),
+        }
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        match self.handled {
+            Handled::Call { depth, .. } => depth,
+            Handled::Nothing | Handled::Event(_) => 0,
+        }
+    }
+
+    pub(crate) fn traceparent(&self) -> &str {
+        match &self.handled {
+            Handled::Nothing => "",
+            Handled::Call { traceparent, .. } => traceparent,
+            Handled::Event(event) => event.traceparent(),
         }
     }
 
@@ -75,25 +107,25 @@ impl Scope {
             method: method.to_owned(),
             message,
             timeout: timeout.and_then(|time| prost_types::Duration::try_from(time).ok()),
-            parent: self.parent.text(),
-            traceparent: self.traceparent.clone(),
+            parent: self.parent(),
+            traceparent: self.traceparent().to_owned(),
         }
     }
 
     /// Says of an event what it was published for, where it does not say so itself.
     pub(crate) fn mark(&self, event: &mut NewEvent) {
         if event.parent.is_empty() {
-            event.parent = self.parent.text();
+            event.parent = self.parent();
         }
         if event.traceparent.is_empty() {
-            event.traceparent.clone_from(&self.traceparent);
+            self.traceparent().clone_into(&mut event.traceparent);
         }
     }
 
     /// The trace context as metadata of a unary request.
     pub(crate) fn trace(&self, headers: &mut MetadataMap) {
-        if !self.traceparent.is_empty()
-            && let Ok(value) = self.traceparent.parse()
+        if !self.traceparent().is_empty()
+            && let Ok(value) = self.traceparent().parse()
         {
             headers.insert(metadata::TRACEPARENT, value);
         }

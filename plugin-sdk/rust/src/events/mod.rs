@@ -7,9 +7,13 @@
 //!
 //! Events of one subscription are handled one after the other, in the order of the log, and only while
 //! the plugin is STARTED. A handler that fails or panics is logged; the next event follows. A broken
-//! stream is opened again after the last event seen, with full jitter from 100 ms to 5 s; declared
-//! subscriptions go on from there even in the next run.
+//! stream is opened again after the last event queued, with full jitter from 100 ms to 5 s; declared
+//! subscriptions go on in the next run after the last event whose handler began.
+//!
+//! Events wait encoded and are decoded one by one, when their turn comes; texts and data are slices of
+//! the message that brought them, so that nothing is copied.
 
+mod event;
 mod queue;
 mod subscription;
 
@@ -18,89 +22,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use core_proto::v1;
 use futures_util::future::BoxFuture;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use crate::arguments;
 use crate::context::Ctx;
 use crate::error::Result;
 
+pub use event::Event;
 pub use subscription::Subscribed;
 pub(crate) use subscription::open;
-
-/// An event as it was published, with what the core stamped on it.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Event {
-    /// Dotted name.
-    pub topic: String,
-    /// Who published: a plugin's name, "operator" or "core". Can be trusted.
-    pub source: String,
-    /// What the event is about; may be empty.
-    pub subject: String,
-    /// Of `data`; empty means JSON.
-    pub content_type: String,
-    /// As published.
-    pub data: Bytes,
-    /// The publisher's own id; may be empty.
-    pub id: String,
-    /// When the core committed it, by the core's clock.
-    pub time: SystemTime,
-    /// What caused it; may be empty.
-    pub cause: String,
-    /// W3C trace context; may be empty.
-    pub traceparent: String,
-    /// Incarnation of the core's log.
-    pub epoch: u64,
-    /// Position in the log. Holes are normal.
-    pub seq: u64,
-}
-
-impl Event {
-    /// The data as JSON.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` if it is not JSON.
-    pub fn json(&self) -> Result<Value> {
-        self.parse()
-    }
-
-    /// The data as a type of your own.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` with the path at which it did not fit.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
-        arguments::json(if self.data.is_empty() {
-            b"null"
-        } else {
-            &self.data
-        })
-    }
-}
-
-impl From<v1::Event> for Event {
-    fn from(event: v1::Event) -> Self {
-        Self {
-            topic: event.topic,
-            source: event.source,
-            subject: event.subject,
-            content_type: event.content_type,
-            data: event.data,
-            id: event.id,
-            time: event
-                .time
-                .and_then(|time| SystemTime::try_from(time).ok())
-                .unwrap_or(SystemTime::UNIX_EPOCH),
-            cause: event.cause,
-            traceparent: event.traceparent,
-            epoch: event.epoch,
-            seq: event.seq,
-        }
-    }
-}
 
 /// Why events are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

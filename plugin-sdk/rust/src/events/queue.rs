@@ -1,31 +1,45 @@
 //! The queue between a subscription's stream and its handler.
 //!
 //! Filled without waiting. Whoever fills it looks at [`Queue::is_full`] after each message and stops
-//! until [`Queue::half_empty`]; so it holds at most its bound and one message more.
+//! until [`Queue::half_empty`]; so it holds at most its bound and one message more. Events wait as they
+//! came, encoded, all of a message together.
 
 use std::collections::VecDeque;
 
+use core_proto::received::Events;
+use core_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Event, Gap};
+use super::Gap;
 
-const MAX_ITEMS: usize = 4096;
+const MAX_EVENTS: usize = 4096;
 const MAX_BYTES: usize = 4 << 20;
-/// What an event weighs beside its data.
-const ITEM_BYTES: usize = 256;
+/// What an item weighs beside its bytes.
+const ITEM_BYTES: usize = 64;
 
 #[derive(Debug)]
 pub(super) enum Item {
-    Event(Box<Event>),
+    /// The events of one message.
+    Events(Events),
     Gap(Gap),
+    /// Nothing to handle before this place.
+    Reached(v1::Position),
 }
 
 impl Item {
+    /// How many events it counts as.
+    fn events(&self) -> usize {
+        match self {
+            Self::Events(events) => events.len(),
+            Self::Gap(_) | Self::Reached(_) => 1,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
-            Self::Event(event) => ITEM_BYTES + event.data.len(),
-            Self::Gap(_) => ITEM_BYTES,
+            Self::Events(events) => ITEM_BYTES + events.bytes(),
+            Self::Gap(_) | Self::Reached(_) => ITEM_BYTES,
         }
     }
 }
@@ -41,6 +55,7 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Content {
     items: VecDeque<Item>,
+    events: usize,
     bytes: usize,
     /// The stream will not go on.
     finished: bool,
@@ -50,6 +65,7 @@ impl Queue {
     pub(super) fn push(&self, item: Item) {
         {
             let mut content = self.content.lock();
+            content.events += item.events();
             content.bytes += item.bytes();
             content.items.push_back(item);
         }
@@ -63,7 +79,7 @@ impl Queue {
 
     pub(super) fn is_full(&self) -> bool {
         let content = self.content.lock();
-        content.items.len() >= MAX_ITEMS || content.bytes >= MAX_BYTES
+        content.events >= MAX_EVENTS || content.bytes >= MAX_BYTES
     }
 
     /// Waits until no more than half of the bound is used.
@@ -71,7 +87,7 @@ impl Queue {
         loop {
             {
                 let content = self.content.lock();
-                if content.items.len() <= MAX_ITEMS / 2 && content.bytes <= MAX_BYTES / 2 {
+                if content.events <= MAX_EVENTS / 2 && content.bytes <= MAX_BYTES / 2 {
                     return;
                 }
             }
@@ -88,6 +104,7 @@ impl Queue {
             {
                 let mut content = self.content.lock();
                 if let Some(item) = content.items.pop_front() {
+                    content.events -= item.events();
                     content.bytes -= item.bytes();
                     drop(content);
                     self.drained.notify_one();
@@ -104,7 +121,9 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use core_proto::received;
     use futures_util::FutureExt as _;
+    use prost::Message as _;
 
     use super::*;
     use crate::events::GapReason;
@@ -117,21 +136,48 @@ mod tests {
         })
     }
 
+    fn events(count: usize, bytes: usize) -> Item {
+        let event = v1::Event {
+            data: vec![0; bytes].into(),
+            ..Default::default()
+        };
+        let message = v1::EventBusSubscribeResponse {
+            events: vec![event; count],
+            control: None,
+        };
+        let received = received::SubscribeResponse::decode(message.encode_to_vec().as_slice());
+        Item::Events(received.expect("valid").events)
+    }
+
     #[tokio::test]
     async fn a_full_queue_reopens_when_half_is_gone() {
         let queue = Queue::default();
-        for seq in 0..MAX_ITEMS {
+        for seq in 0..MAX_EVENTS {
             assert!(!queue.is_full());
             queue.push(gap(seq as u64));
         }
         assert!(queue.is_full());
         let mut room = Box::pin(queue.half_empty());
-        for _ in 0..MAX_ITEMS / 2 - 1 {
+        for _ in 0..MAX_EVENTS / 2 - 1 {
             queue.pop().await.expect("an item");
         }
         assert!(room.as_mut().now_or_never().is_none());
         queue.pop().await.expect("an item");
         room.await;
+    }
+
+    #[tokio::test]
+    async fn events_count_one_by_one_and_by_their_bytes() {
+        let queue = Queue::default();
+        queue.push(events(MAX_EVENTS - 1, 0));
+        assert!(!queue.is_full());
+        queue.push(events(1, 0));
+        assert!(queue.is_full());
+        let queue = Queue::default();
+        queue.push(events(1, MAX_BYTES));
+        assert!(queue.is_full());
+        queue.pop().await.expect("an item");
+        assert!(!queue.is_full());
     }
 
     #[tokio::test]

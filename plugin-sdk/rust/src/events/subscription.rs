@@ -1,21 +1,24 @@
 //! A live subscription: two tasks, one that reads and one that handles.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use core_proto::received;
 use core_proto::v1;
 use core_proto::v1::event_bus_subscribe_response::Control;
-use tokio::sync::oneshot;
-use tokio_util::sync::DropGuard;
+use tokio::sync::{RwLockReadGuard, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
 use super::queue::{Item, Queue};
 use super::{Event, Gap, Subscription};
 use crate::backoff::Backoff;
-use crate::context::{Ctx, Parent, Scope};
+use crate::context::{Ctx, Scope};
 use crate::error::{Code, Error, Result};
 use crate::guard::guarded;
-use crate::run::{Position, Run};
+use crate::run::{Position, Run, Stage};
 
 /// Longest wait before a broken stream is opened again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -63,15 +66,20 @@ pub(crate) async fn open(
     let reader = Reader {
         run: Arc::clone(run),
         subscription: subscription.clone(),
-        position,
+        queued: *position.lock(),
         queue: Arc::clone(&queue),
         live: Some(live),
     };
     let reading = cancel.clone();
     let read = async move { reading.run_until_cancelled(reader.run()).await };
     tokio::spawn(read.instrument(span.clone()));
-    let handle = handle_all(Arc::clone(run), subscription.clone(), queue);
-    let handled = async move { cancel.run_until_cancelled(handle).await };
+    let handler = Handler {
+        run: Arc::clone(run),
+        subscription: subscription.clone(),
+        queue,
+        position,
+    };
+    let handled = async move { cancel.run_until_cancelled(handler.run()).await };
     tokio::spawn(handled.instrument(span));
     match is_live.await {
         Ok(result) => result.map(|()| Subscribed { cancel: guard }),
@@ -83,7 +91,7 @@ struct Reader {
     run: Arc<Run>,
     subscription: Subscription,
     /// The last event that was queued.
-    position: Position,
+    queued: Option<v1::Position>,
     queue: Arc<Queue>,
     /// Told once: it is live, or it was refused.
     live: Option<oneshot::Sender<Result<()>>>,
@@ -133,15 +141,18 @@ impl Reader {
     }
 
     async fn read(&mut self) -> Ended {
-        let request = self.subscription.options.request(*self.position.lock());
-        let response = self.run.streams.event_bus().subscribe(request).await;
-        let mut stream = match response {
-            Ok(response) => response.into_inner(),
+        let request = self.subscription.options.request(self.queued);
+        let mut stream = match self.run.streams.subscribe(request).await {
+            Ok(stream) => stream,
             Err(status) => return Ended::Broken(Error::from_grpc(&status)),
         };
         loop {
             match stream.message().await {
-                Ok(Some(message)) => self.take(message),
+                Ok(Some(message)) => {
+                    if let Err(error) = self.take(message) {
+                        return Ended::Broken(error);
+                    }
+                }
                 Ok(None) => return Ended::Broken(Error::unavailable("the stream ended")),
                 Err(status) => return Ended::Broken(Error::from_grpc(&status)),
             }
@@ -151,48 +162,119 @@ impl Reader {
         }
     }
 
-    fn take(&mut self, message: v1::EventBusSubscribeResponse) {
-        for event in message.events {
-            let at = v1::Position {
-                epoch: event.epoch,
-                seq: event.seq,
-            };
-            if self.advance(at) {
-                self.queue.push(Item::Event(Box::new(Event::from(event))));
-            }
+    fn take(&mut self, message: received::SubscribeResponse) -> Result<()> {
+        if message.events.len() > 0 {
+            self.queued = Some(Event::received(message.events.last_event())?.position());
+            self.queue.push(Item::Events(message.events));
         }
         match message.control {
             Some(Control::Subscribed(subscribed)) => self.subscribed(subscribed),
             Some(Control::Gap(gap)) => {
-                let epoch = self.position.lock().map_or(0, |position| position.epoch);
-                self.advance(v1::Position {
-                    epoch,
+                self.queue.push(Item::Gap(Gap::from(gap)));
+                self.reached(v1::Position {
+                    epoch: self.queued.map_or(0, |queued| queued.epoch),
                     seq: gap.to_seq,
                 });
-                self.queue.push(Item::Gap(Gap::from(gap)));
             }
-            Some(Control::Bookmark(position)) => {
-                self.advance(position);
-            }
+            Some(Control::Bookmark(position)) => self.reached(position),
             None => {}
         }
+        Ok(())
     }
 
     fn subscribed(&mut self, subscribed: v1::Subscribed) {
-        let before_next = v1::Position {
-            epoch: subscribed.epoch,
-            seq: subscribed.next_seq.saturating_sub(1),
-        };
+        // Also where nothing ever arrived there must be a place to go on from. A resumed stream of
+        // another epoch goes on from what the core says.
+        if self
+            .queued
+            .is_none_or(|queued| queued.epoch != subscribed.epoch)
         {
-            // Also where nothing ever arrived there must be a place to go on from. A resumed stream
-            // of another epoch goes on from what the core says.
-            let mut position = self.position.lock();
-            if position.is_none_or(|position| position.epoch != subscribed.epoch) {
-                *position = Some(before_next);
-            }
+            self.reached(v1::Position {
+                epoch: subscribed.epoch,
+                seq: subscribed.next_seq.saturating_sub(1),
+            });
         }
         if let Some(live) = self.live.take() {
             drop(live.send(Ok(())));
+        }
+    }
+
+    fn reached(&mut self, position: v1::Position) {
+        self.queued = Some(position);
+        self.queue.push(Item::Reached(position));
+    }
+}
+
+struct Handler {
+    run: Arc<Run>,
+    subscription: Subscription,
+    queue: Arc<Queue>,
+    /// The last event whose handler began.
+    position: Position,
+}
+
+/// Until it is dropped the plugin is STARTED, or its stop waits.
+struct Turn<'a> {
+    _gate: RwLockReadGuard<'a, ()>,
+    /// Cancelled when the stop waits no longer.
+    stopped: CancellationToken,
+}
+
+impl Handler {
+    async fn run(self) {
+        while let Some(item) = self.queue.pop().await {
+            // Until STARTED, and again after a stop, what is queued waits.
+            let Some(mut turn) = self.turn().await else {
+                return;
+            };
+            match item {
+                Item::Gap(gap) => self.bounded(&turn, self.tell(gap)).await,
+                Item::Reached(position) => drop(self.advance(position)),
+                Item::Events(events) => {
+                    for event in events {
+                        // Many handlers never wait; others must run all the same.
+                        tokio::task::coop::consume_budget().await;
+                        if !self.run.is_started() {
+                            drop(turn);
+                            match self.turn().await {
+                                Some(next) => turn = next,
+                                None => return,
+                            }
+                        }
+                        self.bounded(&turn, self.handle(event)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the plugin is STARTED; `None`: its run is over.
+    async fn turn(&self) -> Option<Turn<'_>> {
+        loop {
+            let gate = self.run.event_gate.read().await;
+            if let Stage::Started(stopped) = self.run.stage() {
+                return Some(Turn {
+                    _gate: gate,
+                    stopped,
+                });
+            }
+            drop(gate);
+            self.run.started().await?;
+        }
+    }
+
+    /// Runs a handler until it is done, or the stop has waited long enough.
+    async fn bounded(&self, turn: &Turn<'_>, handler: impl Future<Output = Result<()>>) {
+        tokio::select! {
+            // The handler first: most are done at once, and none begins after the stop, for it takes the
+            // gate.
+            biased;
+            result = handler => if let Err(error) = result {
+                tracing::error!(%error, "an event handler failed");
+            },
+            () = turn.stopped.cancelled() => {
+                tracing::warn!("an event handler was dropped by the stop");
+            }
         }
     }
 
@@ -205,68 +287,33 @@ impl Reader {
         }
         !seen
     }
-}
 
-async fn handle_all(run: Arc<Run>, subscription: Subscription, queue: Arc<Queue>) {
-    while let Some(item) = queue.pop().await {
-        // Until STARTED, and again after a stop, what is queued waits.
-        let (gate, stopped) = loop {
-            let gate = run.event_gate.read().await;
-            if let crate::run::Stage::Started(stopped) = run.stage() {
-                break (gate, stopped);
-            }
-            drop(gate);
-            if run.started().await.is_none() {
-                return;
-            }
-        };
-        tokio::select! {
-            // The handler first: most are done at once, and none begins after the stop, for it takes the
-            // gate.
-            biased;
-            () = handle(&run, &subscription, item) => {}
-            () = stopped.cancelled() => tracing::warn!("an event handler was dropped by the stop"),
+    async fn handle(&self, encoded: Bytes) -> Result<()> {
+        let event = Event::received(encoded)?;
+        if !self.advance(event.position()) {
+            return Ok(());
         }
-        drop(gate);
+        let span = tracing::info_span!("event", topic = %event.topic(), seq = event.seq());
+        let ctx = Ctx::new(Arc::clone(&self.run), Scope::event(event.clone()));
+        let handler = guarded(async { (self.subscription.on_event)(ctx, event).await });
+        if span.is_disabled() {
+            handler.await
+        } else {
+            handler.instrument(span).await
+        }
     }
-}
 
-async fn handle(run: &Arc<Run>, subscription: &Subscription, item: Item) {
-    let result = match item {
-        Item::Event(event) => {
-            let (epoch, seq) = (event.epoch, event.seq);
-            let span = tracing::info_span!("event", topic = %event.topic, seq);
-            let scope = Scope {
-                parent: Parent::Event { epoch, seq },
-                caller: event.source.clone(),
-                traceparent: event.traceparent.clone(),
-                ..Scope::none()
-            };
-            let ctx = Ctx::new(Arc::clone(run), scope);
-            let handler = guarded(async { (subscription.on_event)(ctx, *event).await });
-            if span.is_disabled() {
-                handler.await
-            } else {
-                handler.instrument(span).await
-            }
-        }
-        Item::Gap(gap) => match &subscription.options.on_gap {
-            Some(on_gap) => {
-                let ctx = Ctx::new(Arc::clone(run), Scope::none());
-                guarded(async { on_gap(ctx, gap).await }).await
-            }
-            None => {
-                tracing::warn!(
-                    reason = ?gap.reason,
-                    from_seq = gap.from_seq,
-                    to_seq = gap.to_seq,
-                    "events were missed"
-                );
-                Ok(())
-            }
-        },
-    };
-    if let Err(error) = result {
-        tracing::error!(%error, "an event handler failed");
+    async fn tell(&self, gap: Gap) -> Result<()> {
+        let Some(on_gap) = &self.subscription.options.on_gap else {
+            tracing::warn!(
+                reason = ?gap.reason,
+                from_seq = gap.from_seq,
+                to_seq = gap.to_seq,
+                "events were missed"
+            );
+            return Ok(());
+        };
+        let ctx = Ctx::new(Arc::clone(&self.run), Scope::none());
+        guarded(async { on_gap(ctx, gap).await }).await
     }
 }

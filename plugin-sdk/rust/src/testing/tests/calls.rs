@@ -315,7 +315,11 @@ async fn a_request_made_in_a_handler_names_what_caused_it() {
     core.call::<u8>("lamp.turn_on", &["k"])
         .await
         .expect("it publishes");
-    assert!(core.published("lamp.changed")[0].cause.starts_with("call/"));
+    assert!(
+        core.published("lamp.changed")[0]
+            .cause()
+            .starts_with("call/")
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -94,7 +94,7 @@ async fn a_batch_happens_as_a_whole() {
     assert_eq!(core.stored("keeper", "bad"), None);
     assert_eq!(core.stored("keeper", "new"), Some(json!(2)));
     assert_eq!(core.published("keeper.moved").len(), 1);
-    assert_eq!(core.published("keeper.moved")[0].subject, "x");
+    assert_eq!(core.published("keeper.moved")[0].subject(), "x");
 }
 
 #[tokio::test(start_paused = true)]

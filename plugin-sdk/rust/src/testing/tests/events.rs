@@ -26,13 +26,13 @@ struct Presence {
 impl Listener {
     #[on("presence.*", "number.>", on_gap = missed)]
     async fn any(&self, ctx: &Ctx, event: Event) -> Result {
-        match event.topic.as_str() {
+        match event.topic() {
             "number.panic" => panic!("on demand"),
             "number.fail" => return Err(Error::internal("on demand")),
             _ => {}
         }
-        ctx.publish("listener.seen", event.seq).await?;
-        self.tell(format!("{} {}", event.topic, event.json()?))
+        ctx.publish("listener.seen", event.seq()).await?;
+        self.tell(format!("{} {}", event.topic(), event.json()?))
             .await
     }
     async fn missed(&self, _ctx: &Ctx, gap: Gap) -> Result {
@@ -72,7 +72,7 @@ impl Listener {
         let subscription = ctx
             .on(pattern, move |_, event| {
                 let sender = sender.clone();
-                async move { Ok(sender.send(format!("dynamic {}", event.topic)).await?) }
+                async move { Ok(sender.send(format!("dynamic {}", event.topic())).await?) }
             })
             .await?;
         subscription.keep();
@@ -109,7 +109,7 @@ async fn events_arrive_in_order_and_typed() {
         .expect("a topic");
     assert_eq!(seen.recv().await.expect("told"), "Ann");
     let causes = core.published("listener.seen");
-    assert_eq!(causes[0].cause, "event/1/1");
+    assert_eq!(causes[0].cause(), "event/1/1");
 }
 
 #[tokio::test(start_paused = true)]
