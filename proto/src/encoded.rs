@@ -5,7 +5,7 @@
 //! subscriber is copying bytes.
 
 use bytes::{BufMut, Bytes};
-use prost::encoding::{DecodeContext, WireType, encoded_len_varint};
+use prost::encoding::{DecodeContext, WireType, encode_varint, encoded_len_varint};
 use prost::{DecodeError, Message as _};
 
 use crate::v1;
@@ -17,7 +17,7 @@ const EVENTS_TAG: u8 = (1 << 3) | 2;
 /// [`v1::EventBusSubscribeResponse`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum SubscribeResponse {
-    /// Events, each piece one or several entries made by [`entry`].
+    /// Events, each piece one or several entries made by [`Event::append_entry`].
     Events(Vec<Bytes>),
     /// A control item.
     Control(v1::event_bus_subscribe_response::Control),
@@ -26,6 +26,70 @@ pub enum SubscribeResponse {
 impl Default for SubscribeResponse {
     fn default() -> Self {
         Self::Events(Vec::new())
+    }
+}
+
+/// A [`v1::Event`] in borrowed parts: encoding it copies each part once.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each is the field of `v1::Event` of that name")]
+pub struct Event<'a> {
+    pub topic: &'a str,
+    pub source: &'a str,
+    pub subject: &'a str,
+    pub content_type: &'a str,
+    pub data: &'a [u8],
+    pub id: &'a str,
+    pub time: prost_types::Timestamp,
+    pub cause: &'a str,
+    pub traceparent: &'a str,
+    pub epoch: u64,
+    pub seq: u64,
+}
+
+impl Event<'_> {
+    /// Appends it as one entry of `events`. Its last eight bytes are `seq`, if that is not 0.
+    pub fn append_entry(&self, buffer: &mut Vec<u8>) {
+        let texts = [
+            (1, self.topic.as_bytes()),
+            (2, self.source.as_bytes()),
+            (3, self.subject.as_bytes()),
+            (4, self.content_type.as_bytes()),
+            (5, self.data),
+            (6, self.id.as_bytes()),
+        ];
+        let later = [(8, self.cause.as_bytes()), (9, self.traceparent.as_bytes())];
+        let numbers = [(14, self.epoch), (15, self.seq)];
+        let time_len = self.time.encoded_len();
+        // All fields have numbers below 16: their keys are one byte.
+        let length = [&texts[..], &later]
+            .into_iter()
+            .flatten()
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(_, bytes)| entry_len(bytes.len()))
+            .sum::<usize>()
+            + entry_len(time_len)
+            + numbers.iter().filter(|(_, number)| *number != 0).count() * 9;
+        buffer.reserve(entry_len(length));
+        buffer.push(EVENTS_TAG);
+        encode_varint(length as u64, buffer);
+        let put = |(tag, bytes): (u8, &[u8]), buffer: &mut Vec<u8>| {
+            if !bytes.is_empty() {
+                buffer.push((tag << 3) | WireType::LengthDelimited as u8);
+                encode_varint(bytes.len() as u64, buffer);
+                buffer.extend_from_slice(bytes);
+            }
+        };
+        texts.into_iter().for_each(|text| put(text, buffer));
+        buffer.push((7 << 3) | WireType::LengthDelimited as u8);
+        encode_varint(time_len as u64, buffer);
+        self.time.encode_raw(buffer);
+        later.into_iter().for_each(|text| put(text, buffer));
+        for (tag, number) in numbers {
+            if number != 0 {
+                buffer.push((tag << 3) | WireType::SixtyFourBit as u8);
+                buffer.extend_from_slice(&number.to_le_bytes());
+            }
+        }
     }
 }
 
@@ -48,7 +112,7 @@ pub fn entry_len(length: usize) -> usize {
 pub fn append_entry(message: &impl prost::Message, length: usize, buffer: &mut Vec<u8>) {
     buffer.reserve(entry_len(length));
     buffer.push(EVENTS_TAG);
-    prost::encoding::encode_varint(length as u64, buffer);
+    encode_varint(length as u64, buffer);
     message.encode_raw(buffer);
 }
 
@@ -114,6 +178,50 @@ mod tests {
         let decoded = v1::EventBusSubscribeResponse::decode(bytes.as_slice()).expect("valid");
         assert_eq!(decoded.events, [event(1), event(2), event(3)]);
         assert_eq!(decoded.control, None);
+    }
+
+    #[test]
+    fn an_event_in_parts_is_encoded_as_the_generated_type_is() {
+        let time = prost_types::Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 5,
+        };
+        let long = "x".repeat(300);
+        for (text, data, epoch, seq) in [
+            ("", &b""[..], 0, 0),
+            ("y", b"{}", 1, 2),
+            (&long, b"z", 3, 4),
+        ] {
+            let parts = Event {
+                topic: "lamp.changed",
+                source: text,
+                subject: "kitchen",
+                content_type: text,
+                data,
+                id: "7",
+                time,
+                cause: text,
+                traceparent: text,
+                epoch,
+                seq,
+            };
+            let mut bytes = b"before".to_vec();
+            parts.append_entry(&mut bytes);
+            let event = v1::Event {
+                topic: "lamp.changed".to_owned(),
+                source: text.to_owned(),
+                subject: "kitchen".to_owned(),
+                content_type: text.to_owned(),
+                data: Bytes::copy_from_slice(data),
+                id: "7".to_owned(),
+                time: Some(time),
+                cause: text.to_owned(),
+                traceparent: text.to_owned(),
+                epoch,
+                seq,
+            };
+            assert_eq!(bytes, [b"before", entry(&event).as_slice()].concat());
+        }
     }
 
     #[test]

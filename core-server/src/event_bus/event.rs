@@ -79,25 +79,45 @@ impl NewEvent {
 }
 
 /// An event as it is encoded: what was published, and what the core stamped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
     /// As published.
-    pub new: NewEvent,
+    pub new: &'a NewEvent,
     /// Who published.
-    pub source: Source,
+    pub source: &'a Source,
     /// When.
     pub time: SystemTime,
     /// Where it stands in the log.
     pub position: Position,
 }
 
-/// Makes one wire entry of an event.
+/// Appends one wire entry of an event.
 ///
 /// It runs before the event has its place: `position.seq` is a placeholder. The entry must end with
 /// `position.seq` as eight little-endian bytes, which the bus replaces when it commits the event, so
 /// that nothing is encoded under its lock. (`Event.seq` is a `fixed64` with the highest field number
 /// for this.)
-pub type Encode = fn(&Event) -> Vec<u8>;
+pub type Encode = fn(&Event<'_>, &mut Vec<u8>);
+
+/// Events of one publisher, encoded but for their seqs.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) source: Source,
+    /// Of all of them: they are committed together.
+    pub(super) time: SystemTime,
+    pub(super) events: Vec<Encoded>,
+    /// Their entries, one behind the other.
+    pub(super) entries: Vec<u8>,
+}
+
+/// What of an encoded event the log looks at. The last eight bytes of its entry stand for its seq.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) topic: Topic,
+    pub(super) subject: Arc<str>,
+    /// Where its entry ends among the entries of its batch.
+    pub(super) end: usize,
+}
 
 /// A batch's place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,9 +16,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::types::{Source, Topic};
+use crate::types::Source;
 
-use super::event::{Label, Selection};
+use super::event::{Batch, Encoded, Label, Selection};
 use super::lane::{Lane, SubscriptionId};
 use super::log::{Bounds, CHUNK_BYTES, Log};
 use super::routes::{LaneId, Routes};
@@ -72,16 +72,6 @@ enum Place {
     Held,
     Log,
     Lane { cursor: u64 },
-}
-
-/// An event, encoded but for its seq, which the last eight bytes of `entry` stand for.
-#[derive(Debug)]
-pub(super) struct Encoded {
-    pub(super) topic: Topic,
-    pub(super) source: Source,
-    pub(super) subject: Arc<str>,
-    pub(super) time: SystemTime,
-    pub(super) entry: Vec<u8>,
 }
 
 /// What is left to do after a commit, outside the lock.
@@ -172,33 +162,48 @@ impl Fanout {
     // ---- publishing
 
     /// Commits events in this order: the point that gives all events of the core their order.
-    pub(super) fn commit(&mut self, events: impl IntoIterator<Item = Encoded>) -> Committed {
+    pub(super) fn commit(&mut self, mut batch: Batch) -> Committed {
         let mut committed = Committed {
             first_seq: self.log.next_seq(),
             ..Committed::default()
         };
-        for event in events {
-            self.commit_one(event, &mut committed.wakers);
+        let mut start = 0;
+        for event in &batch.events {
+            let entry = &mut batch.entries[start..event.end];
+            start = event.end;
+            let seq_at = entry.len() - size_of::<u64>();
+            entry[seq_at..].copy_from_slice(&self.log.next_seq().to_le_bytes());
+            self.commit_one(
+                event,
+                &batch.source,
+                batch.time,
+                entry,
+                &mut committed.wakers,
+            );
         }
         self.find_slow(&mut committed.slow);
         committed
     }
 
-    fn commit_one(&mut self, event: Encoded, wakers: &mut Vec<Waker>) {
+    fn commit_one(
+        &mut self,
+        event: &Encoded,
+        source: &Source,
+        time: SystemTime,
+        entry: &[u8],
+        wakers: &mut Vec<Waker>,
+    ) {
         let seq = self.log.next_seq();
-        let mut entry = event.entry;
-        let seq_at = entry.len() - size_of::<u64>();
-        entry[seq_at..].copy_from_slice(&seq.to_le_bytes());
         let mut found = std::mem::take(&mut self.found);
         let lanes = &self.lanes;
         let label = self.routes.find(
             &event.topic,
-            &event.source,
+            source,
             &event.subject,
             |id| &lane(lanes, id).selection,
             &mut found,
         );
-        let entry = self.log.push(Arc::clone(&label), event.time, entry);
+        let entry = self.log.push(Arc::clone(&label), time, entry);
         for id in found.iter().copied() {
             let lane = lane_mut(&mut self.lanes, id);
             if !lane.is_read() || !lane.selection.accepts_apart_from_topic(&label) {

@@ -89,7 +89,7 @@ impl Lane {
     }
 
     /// Appends an event.
-    pub(super) fn append(&mut self, seq: u64, entry: &Entry) {
+    pub(super) fn append(&mut self, seq: u64, entry: &Entry<'_>) {
         match entry {
             Entry::Small(entry) => {
                 if self.open.bytes.len() + entry.len() > CHUNK_BYTES {

@@ -123,7 +123,12 @@ impl Log {
 
     /// Appends an event and lets the oldest go. Returns the entry to share with others if it is
     /// large, so that it is not copied for each.
-    pub(super) fn push(&mut self, label: Arc<Label>, time: SystemTime, entry: Vec<u8>) -> Entry {
+    pub(super) fn push<'a>(
+        &mut self,
+        label: Arc<Label>,
+        time: SystemTime,
+        entry: &'a [u8],
+    ) -> Entry<'a> {
         let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let latest = self.records.back().map(|record| record.time);
         let time = latest
@@ -145,10 +150,10 @@ impl Log {
         entry
     }
 
-    fn store(&mut self, entry: Vec<u8>) -> (u32, Entry) {
+    fn store<'a>(&mut self, entry: &'a [u8]) -> (u32, Entry<'a>) {
         if entry.len() > CHUNK_BYTES / 4 {
             self.seal();
-            let bytes = Bytes::from(entry);
+            let bytes = Bytes::copy_from_slice(entry);
             self.chunks.push_back(Chunk::Sealed(bytes.clone()));
             return (0, Entry::Large(bytes));
         }
@@ -156,12 +161,12 @@ impl Log {
             && data.len() + entry.len() <= CHUNK_BYTES
         {
             let start = u32::try_from(data.len()).expect("a chunk has at most 64 KiB");
-            data.extend_from_slice(&entry);
+            data.extend_from_slice(entry);
             return (start, Entry::Small(entry));
         }
         self.seal();
         let mut data = Vec::with_capacity(CHUNK_BYTES);
-        data.extend_from_slice(&entry);
+        data.extend_from_slice(entry);
         self.chunks.push_back(Chunk::Open(data));
         (0, Entry::Small(entry))
     }
@@ -284,9 +289,9 @@ impl Log {
 
 /// An entry after it was stored.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum Entry<'a> {
     /// To be copied.
-    Small(Vec<u8>),
+    Small(&'a [u8]),
     /// To be shared.
     Large(Bytes),
 }

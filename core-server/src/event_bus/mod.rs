@@ -58,7 +58,8 @@ pub use event::{
 pub use subscription::{Delivery, Gap, GapReason, Gate, Policy, Start, Subscribe, Subscription};
 
 use crate::types::{Epoch, Pattern, Payload, PluginName, Position, Source, Topic};
-use fanout::{Committed, Encoded, Fanout, LaneBounds, Slow};
+use event::{Batch, Encoded};
+use fanout::{Committed, Fanout, LaneBounds, Slow};
 use log::Bounds;
 
 /// Topic of the advisory about a subscription that is slow.
@@ -67,6 +68,8 @@ pub const SLOW_SUBSCRIBER: &str = "$core.slow_subscriber";
 pub const MAX_PATTERNS: usize = 64;
 /// Stands in an entry for the seq that is not known yet.
 const SEQ_PLACEHOLDER: u64 = u64::MAX;
+/// What an entry usually takes; batches are given so much room at first.
+const USUAL_ENTRY_BYTES: usize = 192;
 
 /// The EventBus's handle. Cheap to clone.
 #[derive(Clone)]
@@ -148,9 +151,10 @@ impl EventBus {
             }),
         };
         let topic = Topic::parse(SLOW_SUBSCRIBER).expect("it follows the grammar");
-        let probe = bus.encode(&Source::Core, NewEvent::new(topic, Payload::default()));
+        let probe = NewEvent::new(topic, Payload::default());
+        let probe = bus.encode(&Source::Core, vec![probe]);
         assert!(
-            probe.entry.ends_with(&SEQ_PLACEHOLDER.to_le_bytes()),
+            probe.entries.ends_with(&SEQ_PLACEHOLDER.to_le_bytes()),
             "an entry must end with the event's seq as eight little-endian bytes"
         );
         bus
@@ -168,10 +172,9 @@ impl EventBus {
     /// [`Error::TooLarge`], [`Error::BadField`].
     pub fn publish(&self, source: &Source, event: NewEvent) -> Result<Position, Error> {
         event.check(&self.shared.config)?;
-        let event = self.encode(source, event);
         Ok(Position {
             epoch: self.shared.epoch,
-            seq: self.commit([event]),
+            seq: self.commit(self.encode(source, vec![event])),
         })
     }
 
@@ -188,18 +191,21 @@ impl EventBus {
         let config = &self.shared.config;
         let bytes = events.iter().map(|event| event.payload.data.len()).sum();
         self.check_batch(events.len(), bytes)?;
-        let mut encoded = Vec::with_capacity(events.len());
+        let mut good = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
         for (index, event) in events.into_iter().enumerate() {
             match event.check(config) {
-                Ok(()) => encoded.push(self.encode(source, event)),
+                Ok(()) => good.push(event),
                 Err(error) => rejected.push((index, error)),
             }
         }
-        let count = encoded.len();
+        let count = good.len();
         Ok(BatchReceipt {
             epoch: self.shared.epoch,
-            first_seq: if count == 0 { 0 } else { self.commit(encoded) },
+            first_seq: match count {
+                0 => 0,
+                _ => self.commit(self.encode(source, good)),
+            },
             count,
             rejected,
         })
@@ -233,47 +239,52 @@ impl EventBus {
         Ok(())
     }
 
-    /// Everything but the seq, before the lock.
-    fn encode(&self, source: &Source, new: NewEvent) -> Encoded {
-        let event = Event {
-            new,
-            source: source.clone(),
-            time: SystemTime::now(),
-            position: Position {
-                epoch: self.shared.epoch,
-                seq: SEQ_PLACEHOLDER,
-            },
+    /// Everything but the seqs, before the lock.
+    fn encode(&self, source: &Source, events: Vec<NewEvent>) -> Batch {
+        let time = SystemTime::now();
+        let mut entries = Vec::with_capacity(events.len() * USUAL_ENTRY_BYTES);
+        let encode = |new: NewEvent| {
+            let event = Event {
+                new: &new,
+                source,
+                time,
+                position: Position {
+                    epoch: self.shared.epoch,
+                    seq: SEQ_PLACEHOLDER,
+                },
+            };
+            (self.shared.encode)(&event, &mut entries);
+            Encoded {
+                topic: new.topic,
+                subject: new.subject,
+                end: entries.len(),
+            }
         };
-        let entry = (self.shared.encode)(&event);
-        Encoded {
-            topic: event.new.topic,
-            source: event.source,
-            subject: event.new.subject,
-            time: event.time,
-            entry,
+        Batch {
+            source: source.clone(),
+            time,
+            events: events.into_iter().map(encode).collect(),
+            entries,
         }
     }
 
     /// Returns the first seq.
-    fn commit(
-        &self,
-        events: impl IntoIterator<Item = Encoded, IntoIter: ExactSizeIterator>,
-    ) -> u64 {
-        let events = events.into_iter();
+    fn commit(&self, batch: Batch) -> u64 {
         let counters = &self.shared.counters;
-        add(&counters.published, events.len());
+        add(&counters.published, batch.events.len());
         let Committed {
             first_seq,
             wakers,
             mut slow,
-        } = self.shared.fanout.lock().commit(events);
+        } = self.shared.fanout.lock().commit(batch);
         wakers.into_iter().for_each(std::task::Waker::wake);
         // An advisory may itself make somebody slow. Each is slow once until it has caught up, so
         // this ends.
         while !slow.is_empty() {
             add(&counters.became_slow, slow.len());
             add(&counters.published, slow.len());
-            let advisories: Vec<_> = slow.iter().map(|slow| self.advisory(slow)).collect();
+            let advisories = slow.iter().map(advisory).collect();
+            let advisories = self.encode(&Source::Core, advisories);
             let committed = self.shared.fanout.lock().commit(advisories);
             committed
                 .wakers
@@ -282,30 +293,6 @@ impl EventBus {
             slow = committed.slow;
         }
         first_seq
-    }
-
-    fn advisory(&self, slow: &Slow) -> Encoded {
-        let patterns: Vec<_> = slow
-            .selection
-            .patterns()
-            .iter()
-            .map(Pattern::as_str)
-            .collect();
-        let data = serde_json::json!({
-            "subscriber": slow.owner.as_str(),
-            "patterns": patterns,
-            "seq": slow.seq,
-            "behind_events": slow.behind_events,
-            "behind_bytes": slow.behind_bytes,
-        });
-        let payload = Payload {
-            content_type: Arc::default(),
-            data: Bytes::from(data.to_string()),
-        };
-        let topic = Topic::parse(SLOW_SUBSCRIBER).expect("it follows the grammar");
-        let mut event = NewEvent::new(topic, payload);
-        event.subject = slow.owner.as_str().into();
-        self.encode(&Source::Core, event)
     }
 
     /// Subscribes. What is published after this returns is not missed.
@@ -365,4 +352,29 @@ impl fmt::Debug for EventBus {
 
 fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// What everybody may know of a subscription that became slow.
+fn advisory(slow: &Slow) -> NewEvent {
+    let patterns: Vec<_> = slow
+        .selection
+        .patterns()
+        .iter()
+        .map(Pattern::as_str)
+        .collect();
+    let data = serde_json::json!({
+        "subscriber": slow.owner.as_str(),
+        "patterns": patterns,
+        "seq": slow.seq,
+        "behind_events": slow.behind_events,
+        "behind_bytes": slow.behind_bytes,
+    });
+    let payload = Payload {
+        content_type: Arc::default(),
+        data: Bytes::from(data.to_string()),
+    };
+    let topic = Topic::parse(SLOW_SUBSCRIBER).expect("it follows the grammar");
+    let mut event = NewEvent::new(topic, payload);
+    event.subject = slow.owner.as_str().into();
+    event
 }

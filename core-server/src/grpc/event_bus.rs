@@ -1,5 +1,7 @@
 //! `EventBus`.
 
+use std::collections::HashSet;
+
 use core_proto::encoded::SubscribeResponse;
 use core_proto::servers::event_bus_server;
 use core_proto::v1;
@@ -13,6 +15,7 @@ use crate::error::Failure;
 use crate::event_bus::{BatchReceipt, EventBus};
 use crate::security::{Action, Caller, Gatekeeper};
 use crate::task::TaskScope;
+use crate::types::Topic;
 
 /// Batches of one publish stream that may be answered but not yet read by the publisher; beyond it,
 /// the next batch is not read before an acknowledgement is.
@@ -25,6 +28,29 @@ pub(super) struct Api {
     pub(super) scope: TaskScope,
 }
 
+/// Topics that a caller may publish to, as far as they were judged for one request.
+#[derive(Default)]
+struct Judged {
+    latest: Option<Topic>,
+    others: HashSet<Topic>,
+}
+
+impl Judged {
+    /// The topic of that name, if it was judged.
+    fn topic(&self, name: &str) -> Option<&Topic> {
+        match &self.latest {
+            Some(latest) if latest.as_str() == name => Some(latest),
+            _ => self.others.get(name),
+        }
+    }
+
+    fn insert(&mut self, topic: &Topic) {
+        if let Some(before) = self.latest.replace(topic.clone()) {
+            self.others.insert(before);
+        }
+    }
+}
+
 impl Api {
     /// An event of this caller, judged: publishing it cannot fail any more.
     pub(super) fn check(
@@ -32,25 +58,22 @@ impl Api {
         caller: &Caller,
         event: v1::NewEvent,
     ) -> Result<crate::event_bus::NewEvent, Failure> {
-        self.check_after(None, caller, event)
+        self.check_among(&mut Judged::default(), caller, event)
     }
 
-    /// As [`Self::check`], for an event behind a good one of the same caller and request: where it has the same
-    /// topic, that is judged already.
-    fn check_after(
+    /// As [`Self::check`], for one of several events of a caller.
+    fn check_among(
         &self,
-        before: Option<&crate::event_bus::NewEvent>,
+        judged: &mut Judged,
         caller: &Caller,
         event: v1::NewEvent,
     ) -> Result<crate::event_bus::NewEvent, Failure> {
-        let known = before
-            .map(|before| &before.topic)
-            .filter(|topic| topic.as_str() == event.topic);
-        let is_known = known.is_some();
+        let known = judged.topic(&event.topic);
         let event = events::new_event(event, known, caller)?;
-        if !is_known {
+        if known.is_none() {
             self.gatekeeper
                 .authorize(&caller.source, Action::Publish(event.topic.as_str()))?;
+            judged.insert(&event.topic);
         }
         self.bus.check(&event)?;
         Ok(event)
@@ -97,8 +120,9 @@ impl Api {
         let mut rejected: Vec<(usize, Failure)> = Vec::new();
         let mut good = Vec::with_capacity(events.len());
         let mut places = Vec::with_capacity(events.len());
+        let mut judged = Judged::default();
         for (index, event) in events.into_iter().enumerate() {
-            match self.check_after(good.last(), caller, event) {
+            match self.check_among(&mut judged, caller, event) {
                 Ok(event) => {
                     good.push(event);
                     places.push(index);

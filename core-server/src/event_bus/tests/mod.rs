@@ -26,7 +26,7 @@ struct Got {
 }
 
 /// Length of the rest (u32), texts that each end with a zero byte, data, seq.
-fn encode(event: &Event) -> Vec<u8> {
+fn encode(event: &Event<'_>, entries: &mut Vec<u8>) {
     let mut entry = vec![0; 4];
     for text in [
         event.new.topic.as_str(),
@@ -40,7 +40,7 @@ fn encode(event: &Event) -> Vec<u8> {
     entry.extend_from_slice(&event.position.seq.to_le_bytes());
     let length = u32::try_from(entry.len() - 4).unwrap();
     entry[..4].copy_from_slice(&length.to_le_bytes());
-    entry
+    entries.extend(entry);
 }
 
 fn decode(pieces: &[Bytes]) -> Vec<Got> {

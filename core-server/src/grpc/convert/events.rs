@@ -40,22 +40,24 @@ pub(in crate::grpc) fn new_event(
     })
 }
 
-/// Makes one wire entry of an event: the bus's encoder.
-pub(crate) fn encode(event: &Event) -> Vec<u8> {
-    let new = &event.new;
-    core_proto::encoded::entry(&v1::Event {
-        topic: new.topic.as_str().to_owned(),
-        source: event.source.as_str().to_owned(),
-        subject: new.subject.as_ref().to_owned(),
-        content_type: new.payload.content_type.as_ref().to_owned(),
-        data: new.payload.data.clone(),
-        id: new.id.clone(),
-        time: Some(time_to_proto(event.time)),
-        cause: new.cause.map(|cause| cause.to_string()).unwrap_or_default(),
-        traceparent: new.traceparent.clone(),
+/// Appends one wire entry of an event: the bus's encoder.
+pub(crate) fn encode(event: &Event<'_>, entries: &mut Vec<u8>) {
+    let new = event.new;
+    let cause = new.cause.map(|cause| cause.to_string());
+    let event = core_proto::encoded::Event {
+        topic: new.topic.as_str(),
+        source: event.source.as_str(),
+        subject: &new.subject,
+        content_type: &new.payload.content_type,
+        data: &new.payload.data,
+        id: &new.id,
+        time: time_to_proto(event.time),
+        cause: cause.as_deref().unwrap_or_default(),
+        traceparent: &new.traceparent,
         epoch: event.position.epoch.0,
         seq: event.position.seq,
-    })
+    };
+    event.append_entry(entries);
 }
 
 pub(in crate::grpc) fn patterns(patterns: &[String]) -> Result<Vec<Pattern>, BadField> {

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use super::outbox::Outbox;
-use crate::context::{Ctx, Handled, Scope};
+use crate::context::{Call, Ctx, Handled, Scope};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use crate::run::Run;
@@ -139,12 +139,12 @@ async fn execute(
         .unwrap_or(DEFAULT_TIMEOUT);
     let deadline = tokio::time::Instant::now() + time;
     let scope = Scope {
-        handled: Handled::Call {
+        handled: Handled::Call(Arc::new(Call {
             call_id: request.call_id,
             caller: request.caller,
             depth: request.depth,
             traceparent: request.traceparent,
-        },
+        })),
         deadline: Some(deadline),
         hook_id: None,
     };

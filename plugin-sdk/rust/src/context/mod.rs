@@ -33,7 +33,7 @@ use crate::run::{Run, Stage, Terms};
 use crate::service::Service;
 
 pub use dependencies::{Dependencies, DependencyChange};
-pub(crate) use scope::{Handled, Scope};
+pub(crate) use scope::{Call, Handled, Scope};
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry};
 
@@ -41,7 +41,7 @@ pub use storage::{Batch, Range, Storage, StorageEntry};
 #[derive(Clone)]
 pub struct Ctx {
     run: Arc<Run>,
-    scope: Arc<Scope>,
+    scope: Scope,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -145,10 +145,7 @@ pub enum Health {
 
 impl Ctx {
     pub(crate) fn new(run: Arc<Run>, scope: Scope) -> Self {
-        Self {
-            run,
-            scope: Arc::new(scope),
-        }
+        Self { run, scope }
     }
 
     async fn ask<Q, R>(&self, method: &'static str, message: Q) -> Result<R>

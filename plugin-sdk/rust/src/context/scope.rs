@@ -1,5 +1,6 @@
 //! What a context is handling: goes with every request that is made through it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,15 +17,19 @@ pub(crate) enum Handled {
     /// A task, or a hook.
     #[default]
     Nothing,
-    Call {
-        call_id: u64,
-        caller: String,
-        depth: u32,
-        traceparent: String,
-    },
+    Call(Arc<Call>),
     Event(Event),
 }
 
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) call_id: u64,
+    pub(crate) caller: String,
+    pub(crate) depth: u32,
+    pub(crate) traceparent: String,
+}
+
+/// Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scope {
     pub(crate) handled: Handled,
@@ -59,7 +64,7 @@ impl Scope {
     pub(crate) fn parent(&self) -> String {
         match &self.handled {
             Handled::Nothing => String::new(),
-            Handled::Call { call_id, .. } => format!("call/{call_id}"),
+            Handled::Call(call) => format!("call/{}", call.call_id),
             Handled::Event(event) => format!("event/{}/{}", event.epoch(), event.seq()),
         }
     }
@@ -68,14 +73,14 @@ impl Scope {
     pub(crate) fn caller(&self) -> &str {
         match &self.handled {
             Handled::Nothing => "",
-            Handled::Call { caller, .. } => caller,
+            Handled::Call(call) => &call.caller,
             Handled::Event(event) => event.source(),
         }
     }
 
     pub(crate) fn depth(&self) -> u32 {
-        match self.handled {
-            Handled::Call { depth, .. } => depth,
+        match &self.handled {
+            Handled::Call(call) => call.depth,
             Handled::Nothing | Handled::Event(_) => 0,
         }
     }
@@ -83,7 +88,7 @@ impl Scope {
     pub(crate) fn traceparent(&self) -> &str {
         match &self.handled {
             Handled::Nothing => "",
-            Handled::Call { traceparent, .. } => traceparent,
+            Handled::Call(call) => &call.traceparent,
             Handled::Event(event) => event.traceparent(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Buf as _, Bytes};
@@ -20,7 +21,10 @@ use crate::error::{Error, Result};
 /// Cheap to clone and to move: it is a slice of the message that brought it, which lives as long as the
 /// event does (64 KiB at most, or the one event). Who keeps a part of it for long should copy that part.
 #[derive(Clone)]
-pub struct Event {
+pub struct Event(Arc<Read>);
+
+/// An encoded event, and what stands where in it.
+struct Read {
     /// A `v1::Event`.
     encoded: Bytes,
     texts: [Place; TEXTS],
@@ -61,67 +65,22 @@ impl Event {
         let malformed = |why: &dyn fmt::Display| {
             Error::internal(format!("an event of the core is malformed: {why}"))
         };
-        let mut event = Self {
-            encoded: Bytes::new(),
+        let mut event = Read {
+            encoded,
             texts: Default::default(),
             data: Place::default(),
             time: SystemTime::UNIX_EPOCH,
             position: v1::Position::default(),
         };
-        event.read(&encoded).map_err(|error| malformed(&error))?;
+        event.read().map_err(|error| malformed(&error))?;
         for text in event.texts {
-            std::str::from_utf8(&encoded[text.range()]).map_err(|error| malformed(&error))?;
+            std::str::from_utf8(&event.encoded[text.range()]).map_err(|error| malformed(&error))?;
         }
-        event.encoded = encoded;
-        Ok(event)
-    }
-
-    /// Fills in what the encoded event says: as the generated code would, but without copies.
-    fn read(&mut self, encoded: &[u8]) -> Result<(), prost::DecodeError> {
-        let mut rest = encoded;
-        while !rest.is_empty() {
-            let (tag, wire_type) = encoding::decode_key(&mut rest)?;
-            let place = match tag {
-                1 => &mut self.texts[TOPIC],
-                2 => &mut self.texts[SOURCE],
-                3 => &mut self.texts[SUBJECT],
-                4 => &mut self.texts[CONTENT_TYPE],
-                5 => &mut self.data,
-                6 => &mut self.texts[ID],
-                8 => &mut self.texts[CAUSE],
-                9 => &mut self.texts[TRACEPARENT],
-                7 => {
-                    let time = &encoded[delimited(encoded, &mut rest, wire_type)?.range()];
-                    self.time = SystemTime::try_from(Timestamp::decode(time)?)
-                        .unwrap_or(SystemTime::UNIX_EPOCH);
-                    continue;
-                }
-                14 | 15 => {
-                    let number = match tag {
-                        14 => &mut self.position.epoch,
-                        _ => &mut self.position.seq,
-                    };
-                    encoding::fixed64::merge(
-                        wire_type,
-                        number,
-                        &mut rest,
-                        DecodeContext::default(),
-                    )?;
-                    continue;
-                }
-                _ => {
-                    let context = DecodeContext::default();
-                    encoding::skip_field(wire_type, tag, &mut rest, context)?;
-                    continue;
-                }
-            };
-            *place = delimited(encoded, &mut rest, wire_type)?;
-        }
-        Ok(())
+        Ok(Self(Arc::new(event)))
     }
 
     fn text(&self, which: usize) -> &str {
-        let bytes = &self.encoded[self.texts[which].range()];
+        let bytes = &self.0.encoded[self.0.texts[which].range()];
         std::str::from_utf8(bytes).expect("it was checked when it was received")
     }
 
@@ -170,35 +129,35 @@ impl Event {
     /// The data, as published.
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        &self.encoded[self.data.range()]
+        &self.0.encoded[self.0.data.range()]
     }
 
     /// The data, sharing the event's memory.
     #[must_use]
     pub fn data_bytes(&self) -> Bytes {
-        self.encoded.slice(self.data.range())
+        self.0.encoded.slice(self.0.data.range())
     }
 
     /// When the core committed it, by the core's clock.
     #[must_use]
     pub fn time(&self) -> SystemTime {
-        self.time
+        self.0.time
     }
 
     /// Incarnation of the core's log.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.position.epoch
+        self.0.position.epoch
     }
 
     /// Position in the log. Holes are normal.
     #[must_use]
     pub fn seq(&self) -> u64 {
-        self.position.seq
+        self.0.position.seq
     }
 
     pub(super) fn position(&self) -> v1::Position {
-        self.position
+        self.0.position
     }
 
     /// The data as JSON.
@@ -219,6 +178,53 @@ impl Event {
         } else {
             self.data()
         })
+    }
+}
+
+impl Read {
+    /// Fills in what the encoded event says: as the generated code would, but without copies.
+    fn read(&mut self) -> Result<(), prost::DecodeError> {
+        let encoded = &*self.encoded;
+        let mut rest = encoded;
+        while !rest.is_empty() {
+            let (tag, wire_type) = encoding::decode_key(&mut rest)?;
+            let place = match tag {
+                1 => &mut self.texts[TOPIC],
+                2 => &mut self.texts[SOURCE],
+                3 => &mut self.texts[SUBJECT],
+                4 => &mut self.texts[CONTENT_TYPE],
+                5 => &mut self.data,
+                6 => &mut self.texts[ID],
+                8 => &mut self.texts[CAUSE],
+                9 => &mut self.texts[TRACEPARENT],
+                7 => {
+                    let time = &encoded[delimited(encoded, &mut rest, wire_type)?.range()];
+                    self.time = SystemTime::try_from(Timestamp::decode(time)?)
+                        .unwrap_or(SystemTime::UNIX_EPOCH);
+                    continue;
+                }
+                14 | 15 => {
+                    let number = match tag {
+                        14 => &mut self.position.epoch,
+                        _ => &mut self.position.seq,
+                    };
+                    encoding::fixed64::merge(
+                        wire_type,
+                        number,
+                        &mut rest,
+                        DecodeContext::default(),
+                    )?;
+                    continue;
+                }
+                _ => {
+                    let context = DecodeContext::default();
+                    encoding::skip_field(wire_type, tag, &mut rest, context)?;
+                    continue;
+                }
+            };
+            *place = delimited(encoded, &mut rest, wire_type)?;
+        }
+        Ok(())
     }
 }
 
@@ -262,8 +268,8 @@ impl PartialEq for Event {
         let texts = |event: &Self| (0..TEXTS).all(|which| event.text(which) == other.text(which));
         texts(self)
             && self.data() == other.data()
-            && self.time == other.time
-            && self.position == other.position
+            && self.0.time == other.0.time
+            && self.0.position == other.0.position
     }
 }
 
@@ -277,7 +283,7 @@ impl fmt::Debug for Event {
             .field("content_type", &self.content_type())
             .field("data", &self.data_bytes())
             .field("id", &self.id())
-            .field("time", &self.time)
+            .field("time", &self.0.time)
             .field("cause", &self.cause())
             .field("traceparent", &self.traceparent())
             .field("epoch", &self.epoch())
