@@ -64,15 +64,22 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// RPC above it, so that nothing large sits on the channel.
 pub const MAX_FRAME_REQUEST_BYTES: usize = 32 << 10;
 
-/// HTTP/2 flow control that both sides use. h2 charges small unread DATA frames against half the
-/// initial connection window; with a connection window of 64 stream windows a reader that pauses
-/// keeps its connection (measured with h2 0.4.20: with windows of 1 MiB each it is lost after about
-/// 2,500 unread frames of 45 bytes, with these it is not).
+/// HTTP/2 flow control that both sides use.
+///
+/// The window of a stream is what may be on its way at once. Batches of events have up to 32 KiB: with
+/// a window of two of them a reader wakes everybody for little at a time, with eight it does not
+/// (64 subscribers with a topic each: 0.6 and 1.0 million deliveries a second).
+///
+/// The window of a connection is larger, so that a stream that is not read does not stop the others,
+/// and because h2 charges each unread DATA frame below 256 bytes with what it lacks, against half of
+/// that window (h2 0.4.20). So a reader that pauses keeps its connection as long as unread frames have
+/// 16 bytes or more: (256 - 16) * 256 KiB / 16 is less than 4 MiB. With windows of 1 MiB each it is
+/// lost after about 2,500 unread frames of 45 bytes.
 pub mod http2 {
     /// Receive window of one stream, in bytes.
-    pub const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+    pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
     /// Receive window of one connection, in bytes.
-    pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+    pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
     /// Largest DATA frame accepted, in bytes.
     pub const MAX_FRAME_BYTES: u32 = 64 << 10;
 }

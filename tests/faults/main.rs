@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
 mod home;
+mod machine;
 mod measure;
 mod mutator;
 mod observe;

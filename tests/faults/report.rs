@@ -45,6 +45,14 @@ impl Findings {
             Some(true)
         }
     }
+
+    /// All that was not as promised, in words.
+    pub(crate) fn all_broken(&self) -> Vec<String> {
+        let figures = self.figures.iter().filter(|figure| !figure.kept);
+        let figures =
+            figures.map(|figure| told(&figure.figure, figure.value, &figure.unit, &figure.promise));
+        figures.chain(self.broken.iter().cloned()).collect()
+    }
 }
 
 /// Where a running row writes down what it finds. Cheap to clone; figures written before a panic stay.

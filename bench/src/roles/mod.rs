@@ -9,7 +9,7 @@ mod redis;
 use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -25,8 +25,11 @@ pub(crate) const PAYLOAD_BYTES: usize = 100;
 
 /// A JSON array of one string: valid as data of an event, as arguments of a call, as a stored value.
 pub(crate) fn payload() -> Bytes {
-    let text = "x".repeat(PAYLOAD_BYTES - 4);
-    Bytes::from(format!("[\"{text}\"]"))
+    static PAYLOAD: LazyLock<Bytes> = LazyLock::new(|| {
+        let text = "x".repeat(PAYLOAD_BYTES - 4);
+        Bytes::from(format!("[\"{text}\"]"))
+    });
+    PAYLOAD.clone()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -20,7 +20,7 @@ impl Crowded {
     async fn start(how: &How, count: usize) -> Result<Self> {
         let mut setup = CoreSetup {
             // Two connections for each: its channel, and its subscription's.
-            tables: "[limits]\nmax_connections = 4096\n".to_owned(),
+            tables: "[limits]\nconnections = 4096\n".to_owned(),
             ..CoreSetup::default()
         }
         .remote("provider", "")
@@ -97,5 +97,5 @@ pub(crate) async fn scale(how: &How) -> Result<Found> {
         home.stop().await?;
     }
     found.ours = Some(worst);
-    Ok(found.note("limits.max_connections raised to 4096"))
+    Ok(found.note("limits.connections raised to 4096"))
 }

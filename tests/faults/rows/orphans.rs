@@ -217,6 +217,13 @@ pub(crate) async fn layers(row: Row) -> Result<()> {
     let plugins = [deaf("one", &["--child"]), deaf("two", &["--escapee"])];
     let mut home = Home::start_with(&only(false, false), &plugins).await;
     home.all_ready(&["one", "two"]).await;
+    for name in ["one", "two"] {
+        // It has its Welcome, and not only sent its Hello: without one it would go by itself.
+        home.operator
+            .call(&format!("{name}.pid"), json!([]))
+            .await
+            .context("it serves")?;
+    }
     let family = Family::of(&home, &["two"]).await;
     let before = processes::descendants(home.pid());
     home.core().kill().await;
