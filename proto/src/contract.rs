@@ -66,9 +66,9 @@ pub const MAX_FRAME_REQUEST_BYTES: usize = 32 << 10;
 
 /// HTTP/2 flow control that both sides use.
 ///
-/// The window of a stream is what may be on its way at once. Batches of events have up to 32 KiB: with
-/// a window of two of them a reader wakes everybody for little at a time, with eight it does not
-/// (64 subscribers with a topic each: 0.6 and 1.0 million deliveries a second).
+/// The window of a stream is what may be on its way at once. Batches of published events have up to
+/// 32 KiB: with a window of two of them the core wakes everybody for little at a time, with eight it
+/// does not (64 subscribers with a topic each: 0.6 and 1.0 million deliveries a second).
 ///
 /// The window of a connection is larger, so that a stream that is not read does not stop the others,
 /// and because h2 charges each unread DATA frame below 256 bytes with what it lacks, against half of

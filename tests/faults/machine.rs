@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const NAP: Duration = Duration::from_millis(10);
 /// It wakes so late only when nothing else runs either.
 const STALL: Duration = Duration::from_millis(150);
-/// Share of a processor's time that the hypervisor may take.
+/// Share of the processors' time that the hypervisor may take.
 const STOLEN: f64 = 0.05;
 /// Stalls remembered; older ones are forgotten.
 const REMEMBERED: usize = 1_000;
@@ -77,7 +77,8 @@ impl Machine {
             return Some(format!("nothing ran for {longest:?}"));
         }
         let stolen = (stolen_ticks()? - since.stolen_ticks?) / USER_HZ;
-        let share = stolen / since.at.elapsed().as_secs_f64();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = stolen / since.at.elapsed().as_secs_f64() / processors as f64;
         (share > STOLEN).then(|| format!("the hypervisor took {stolen:.1} s"))
     }
 }

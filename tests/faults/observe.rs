@@ -93,7 +93,12 @@ impl Compared {
 
     pub(crate) fn tell(self, row: &Row) {
         let times = self.attacked_ms / self.quiet_ms;
-        row.at_most("another client's p99, times that in peace", times, "", 2.0);
+        row.at_most(
+            "another client's p99, of that in peace",
+            times,
+            "times",
+            2.0,
+        );
         row.tell("that is", self.attacked_ms, "ms");
     }
 }

@@ -32,6 +32,9 @@ pub(crate) struct Findings {
     pub(crate) skipped_parts: Vec<String>,
     /// How the row differs from the table: shortened times and the like.
     pub(crate) notes: Vec<String>,
+    /// A first try does not count.
+    #[serde(default)]
+    pub(crate) second_try: bool,
 }
 
 impl Findings {
@@ -44,6 +47,14 @@ impl Findings {
         } else {
             Some(true)
         }
+    }
+
+    /// Something was not as promised, and all of that are times, or ratios of times.
+    pub(crate) fn only_times_broken(&self) -> bool {
+        let mut broken = self.figures.iter().filter(|figure| !figure.kept).peekable();
+        self.broken.is_empty()
+            && broken.peek().is_some()
+            && broken.all(|figure| matches!(figure.unit.as_str(), "ms" | "s" | "times"))
     }
 
     /// All that was not as promised, in words.
@@ -192,6 +203,7 @@ pub(crate) struct Entry {
     pub(crate) broken: Vec<String>,
     pub(crate) skipped_parts: Vec<String>,
     pub(crate) notes: Vec<String>,
+    pub(crate) second_try: bool,
     pub(crate) seed: u64,
     pub(crate) seconds: f64,
 }
@@ -216,6 +228,7 @@ impl Entry {
             broken: findings.broken,
             skipped_parts: findings.skipped_parts,
             notes: findings.notes,
+            second_try: findings.second_try,
             seed,
             seconds: (time.as_secs_f64() * 10.0).round() / 10.0,
         }
@@ -291,5 +304,9 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         broken.for_each(|entry| text.push_str(&entry.text()));
     }
     write!(text, "{passed} passed, {failed} failed, {skipped} skipped").ok();
+    let again = entries.iter().filter(|entry| entry.second_try).count();
+    if again > 0 {
+        write!(text, "; {again} at the second try").ok();
+    }
     text
 }

@@ -68,13 +68,14 @@ pub(crate) fn run(faults: &[&'static Fault], how: How, directory: &Path) -> Resu
                     continue;
                 };
                 let ended = running.swap_remove(index);
-                if let Some(why) = counts_not(&ended, &findings, &machine) {
+                if let Some(why) = counts_not(&ended, &findings, &machine, directory) {
                     println!("{} again: {why}", ended.fault.id);
                     let mut again = start(ended.fault, how, directory, &machine)?;
                     again.before = Some(why);
                     running.push(again);
                     continue;
                 }
+                findings.second_try = ended.before.is_some();
                 findings.notes.extend(ended.before);
                 let (id, name) = (ended.fault.id, ended.fault.name);
                 let entry = Entry::new(id, name, findings, how.seed, ended.began.elapsed());
@@ -96,16 +97,24 @@ fn become_subreaper() {
     }
 }
 
-/// Why a failure says nothing of the core: the machine itself stood still meanwhile. Then the row is run
-/// once more, and only once; what the first try broke is told all the same.
-fn counts_not(ended: &Running, findings: &Findings, machine: &Machine) -> Option<String> {
-    if ended.before.is_some() || findings.passed() != Some(false) {
+/// Why a failure says nothing of the core: all that is broken are times, and the machine itself stood
+/// still meanwhile. Then the row is run once more, and only once; what the first try broke is told all
+/// the same, and its log stays.
+fn counts_not(
+    ended: &Running,
+    findings: &Findings,
+    machine: &Machine,
+    directory: &Path,
+) -> Option<String> {
+    if ended.before.is_some() || !findings.only_times_broken() {
         return None;
     }
     let how = machine.stood_still(ended.since)?;
+    let log = log_of(ended.fault, directory);
+    std::fs::rename(&log, log.with_extension("first.log")).ok();
     let broken = findings.all_broken().join("; ");
     Some(format!(
-        "the machine stood still during a first try ({how}), which broke: {broken}"
+        "second try: the machine stood still during the first ({how}), which broke: {broken}"
     ))
 }
 

@@ -145,7 +145,8 @@ fn plugins(name: RoleName) -> usize {
 pub(crate) fn run(name: RoleName) -> ExitCode {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if name.is_ours() {
-        // As `plugin_sdk::main!` has it. The peers' clients have what `#[tokio::main]` gives.
+        // As `plugin_sdk::main!` has it: one for each plugin. The peers' clients have what
+        // `#[tokio::main]` gives, which is one for each processor.
         builder.worker_threads(plugins(name));
     }
     let runtime = match builder.enable_all().build() {

@@ -1,9 +1,11 @@
 //! Whether a call or an event costs more where there are more plugins.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::{Found, How, Side, middle, sample};
-use crate::measure::Sample;
+use crate::measure::{self, Sample};
 use crate::process::Role;
 use crate::roles::{Operation, RoleName};
 use crate::servers::{Core, CoreSetup, Via};
@@ -14,6 +16,15 @@ struct Crowded {
     crowd: Role,
     provider: Role,
     client: Role,
+    /// CPU seconds of the core per second while nobody asks anything.
+    idle: f64,
+}
+
+async fn idle(core: u32, how: &How) -> Result<f64> {
+    let seconds = how.seconds * 2.0;
+    let before = measure::cpu_seconds(core)?;
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    Ok((measure::cpu_seconds(core)? - before) / seconds)
 }
 
 impl Crowded {
@@ -36,22 +47,27 @@ impl Crowded {
         let provider = Role::start(RoleName::CoreProvider, &environment).await?;
         let environment = core.environment("client", Via::Tcp);
         let client = Role::start(RoleName::CoreClient, &environment).await?;
+        let idle = idle(core.pid(), how).await?;
         Ok(Self {
             core,
             crowd,
             provider,
             client,
+            idle,
         })
     }
 
-    /// CPU time of the core for one call, or for one event that its own publisher handles.
+    /// CPU time of the core for one call, or for one event that its own publisher handles; that for the
+    /// plugins' heartbeats is not the call's.
     async fn cost(&mut self, kind: Operation, how: &How) -> Result<Sample> {
         let mut side = Side {
             role: &mut self.client,
             server: self.core.pid(),
             kind,
         };
-        sample(&mut side, 64, how.seconds / 2.0).await
+        let mut sample = sample(&mut side, 64, how.seconds / 2.0).await?;
+        sample.server_cpu -= self.idle * sample.seconds;
+        Ok(sample)
     }
 
     async fn stop(self) -> Result<()> {
@@ -93,7 +109,11 @@ pub(crate) async fn scale(how: &How) -> Result<Found> {
             ));
         }
     }
-    for (_, home) in homes {
+    for (count, home) in homes {
+        let percent = home.idle * 100.0;
+        found = found.note(format!(
+            "{count} idle plugins: {percent:.2} % of a processor, not counted above"
+        ));
         home.stop().await?;
     }
     found.ours = Some(worst);

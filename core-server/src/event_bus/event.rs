@@ -106,17 +106,29 @@ pub(super) struct Batch {
     /// Of all of them: they are committed together.
     pub(super) time: SystemTime,
     pub(super) events: Vec<Encoded>,
-    /// Their entries, one behind the other.
+    /// Their entries, one behind the other; but for large ones.
     pub(super) entries: Vec<u8>,
 }
+
+/// Entries above this are kept and handed out as they are, each in memory of its own, so that they are
+/// not copied under the bus's lock.
+pub(super) const LARGE_ENTRY_BYTES: usize = 16 << 10;
 
 /// What of an encoded event the log looks at. The last eight bytes of its entry stand for its seq.
 #[derive(Debug)]
 pub(super) struct Encoded {
     pub(super) topic: Topic,
     pub(super) subject: Arc<str>,
-    /// Where its entry ends among the entries of its batch.
-    pub(super) end: usize,
+    pub(super) entry: Placed,
+}
+
+/// Where an entry is.
+#[derive(Debug)]
+pub(super) enum Placed {
+    /// Among the entries of its batch; here it ends.
+    InBatch(usize),
+    /// By itself.
+    Large(Vec<u8>),
 }
 
 /// A batch's place in the log.

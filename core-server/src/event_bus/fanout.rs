@@ -18,9 +18,9 @@ use bytes::Bytes;
 
 use crate::types::Source;
 
-use super::event::{Batch, Encoded, Label, Selection};
+use super::event::{Batch, Encoded, Label, Placed, Selection};
 use super::lane::{Lane, SubscriptionId};
-use super::log::{Bounds, CHUNK_BYTES, Log};
+use super::log::{Bounds, CHUNK_BYTES, Entry, Log};
 use super::routes::{LaneId, Routes};
 
 /// Most events of the log that one read looks at: what bounds how long the lock is held.
@@ -168,18 +168,22 @@ impl Fanout {
             ..Committed::default()
         };
         let mut start = 0;
-        for event in &batch.events {
-            let entry = &mut batch.entries[start..event.end];
-            start = event.end;
-            let seq_at = entry.len() - size_of::<u64>();
-            entry[seq_at..].copy_from_slice(&self.log.next_seq().to_le_bytes());
-            self.commit_one(
-                event,
-                &batch.source,
-                batch.time,
-                entry,
-                &mut committed.wakers,
-            );
+        for mut event in batch.events {
+            let seq = self.log.next_seq().to_le_bytes();
+            let entry = match &mut event.entry {
+                Placed::InBatch(end) => {
+                    let entry = &mut batch.entries[start..*end];
+                    start = *end;
+                    end_with(entry, seq);
+                    Entry::Small(entry)
+                }
+                Placed::Large(entry) => {
+                    end_with(entry, seq);
+                    Entry::Large(std::mem::take(entry).into())
+                }
+            };
+            let (source, time) = (&batch.source, batch.time);
+            self.commit_one(&event, source, time, entry, &mut committed.wakers);
         }
         self.find_slow(&mut committed.slow);
         committed
@@ -190,7 +194,7 @@ impl Fanout {
         event: &Encoded,
         source: &Source,
         time: SystemTime,
-        entry: &[u8],
+        entry: Entry<'_>,
         wakers: &mut Vec<Waker>,
     ) {
         let seq = self.log.next_seq();
@@ -203,7 +207,7 @@ impl Fanout {
             |id| &lane(lanes, id).selection,
             &mut found,
         );
-        let entry = self.log.push(Arc::clone(&label), time, entry);
+        self.log.push(Arc::clone(&label), time, &entry);
         for id in found.iter().copied() {
             let lane = lane_mut(&mut self.lanes, id);
             if !lane.is_read() || !lane.selection.accepts_apart_from_topic(&label) {
@@ -501,6 +505,12 @@ fn shrink(lane: &mut Lane, bound: usize, subscribers: &mut HashMap<SubscriptionI
     for id in lapped {
         lane.expel(id);
     }
+}
+
+/// Puts the seq in the place that was left for it.
+fn end_with(entry: &mut [u8], seq: [u8; 8]) {
+    let at = entry.len() - seq.len();
+    entry[at..].copy_from_slice(&seq);
 }
 
 fn lane(lanes: &[Option<Lane>], id: LaneId) -> &Lane {

@@ -121,21 +121,15 @@ impl Log {
         records.map(|record| record.length as usize).sum()
     }
 
-    /// Appends an event and lets the oldest go. Returns the entry to share with others if it is
-    /// large, so that it is not copied for each.
-    pub(super) fn push<'a>(
-        &mut self,
-        label: Arc<Label>,
-        time: SystemTime,
-        entry: &'a [u8],
-    ) -> Entry<'a> {
+    /// Appends an event and lets the oldest go.
+    pub(super) fn push(&mut self, label: Arc<Label>, time: SystemTime, entry: &Entry<'_>) {
         let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let latest = self.records.back().map(|record| record.time);
         let time = latest
             .or(self.left_at)
             .map_or(time, |latest| time.max(latest));
         let length = entry.len();
-        let (start, entry) = self.store(entry);
+        let start = self.store(entry);
         self.records.push_back(Record {
             label,
             time,
@@ -147,28 +141,29 @@ impl Log {
         self.bytes_since_horizon += length;
         self.trim();
         self.move_horizon();
-        entry
     }
 
-    fn store<'a>(&mut self, entry: &'a [u8]) -> (u32, Entry<'a>) {
-        if entry.len() > CHUNK_BYTES / 4 {
-            self.seal();
-            let bytes = Bytes::copy_from_slice(entry);
-            self.chunks.push_back(Chunk::Sealed(bytes.clone()));
-            return (0, Entry::Large(bytes));
-        }
+    fn store(&mut self, entry: &Entry<'_>) -> u32 {
+        let entry = match entry {
+            Entry::Large(bytes) => {
+                self.seal();
+                self.chunks.push_back(Chunk::Sealed(bytes.clone()));
+                return 0;
+            }
+            Entry::Small(entry) => entry,
+        };
         if let Some(Chunk::Open(data)) = self.chunks.back_mut()
             && data.len() + entry.len() <= CHUNK_BYTES
         {
             let start = u32::try_from(data.len()).expect("a chunk has at most 64 KiB");
             data.extend_from_slice(entry);
-            return (start, Entry::Small(entry));
+            return start;
         }
         self.seal();
         let mut data = Vec::with_capacity(CHUNK_BYTES);
         data.extend_from_slice(entry);
         self.chunks.push_back(Chunk::Open(data));
-        (0, Entry::Small(entry))
+        0
     }
 
     fn seal(&mut self) {
@@ -287,13 +282,22 @@ impl Log {
     }
 }
 
-/// An entry after it was stored.
+/// An entry to be stored in the log and in lanes.
 #[derive(Debug)]
 pub(super) enum Entry<'a> {
     /// To be copied.
     Small(&'a [u8]),
     /// To be shared.
     Large(Bytes),
+}
+
+impl Entry<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Small(entry) => entry.len(),
+            Self::Large(entry) => entry.len(),
+        }
+    }
 }
 
 /// Collects records into pieces: slices of sealed chunks for long runs, copies for the rest.

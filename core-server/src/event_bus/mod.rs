@@ -58,7 +58,7 @@ pub use event::{
 pub use subscription::{Delivery, Gap, GapReason, Gate, Policy, Start, Subscribe, Subscription};
 
 use crate::types::{Epoch, Pattern, Payload, PluginName, Position, Source, Topic};
-use event::{Batch, Encoded};
+use event::{Batch, Encoded, LARGE_ENTRY_BYTES, Placed};
 use fanout::{Committed, Fanout, LaneBounds, Slow};
 use log::Bounds;
 
@@ -253,11 +253,15 @@ impl EventBus {
                     seq: SEQ_PLACEHOLDER,
                 },
             };
+            let start = entries.len();
             (self.shared.encode)(&event, &mut entries);
             Encoded {
+                entry: match entries.len() - start {
+                    large if large > LARGE_ENTRY_BYTES => Placed::Large(entries.split_off(start)),
+                    _ => Placed::InBatch(entries.len()),
+                },
                 topic: new.topic,
                 subject: new.subject,
-                end: entries.len(),
             }
         };
         Batch {

@@ -130,6 +130,9 @@ impl Outbox {
             return false;
         };
         let mut lanes = self.lanes.lock();
+        if lanes.closed {
+            return false;
+        }
         match lanes.ordinary.back_mut() {
             Some(Queued::Batch(batch, waiting))
                 if batch.count.load(Ordering::Relaxed) < BATCH_EVENTS
@@ -408,6 +411,15 @@ mod tests {
             publish(&outbox, 2, large()).await.is_some(),
             "too large to join"
         );
+    }
+
+    #[tokio::test]
+    async fn no_event_joins_what_is_closed() {
+        let outbox = Outbox::new();
+        let _frames = outbox.frames();
+        publish(&outbox, 1, event("a")).await.expect("a new batch");
+        outbox.close();
+        assert!(!outbox.join(&event("b")));
     }
 
     #[tokio::test]

@@ -38,6 +38,8 @@ pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry};
 
 /// A handler's way to the core. Cheap to clone. See the [crate] for a table of its verbs.
+///
+/// That of an event's handler holds the event: kept for long, it keeps the event's memory too.
 #[derive(Clone)]
 pub struct Ctx {
     run: Arc<Run>,

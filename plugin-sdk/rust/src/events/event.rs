@@ -18,8 +18,10 @@ use crate::error::{Error, Result};
 
 /// An event as it was published, with what the core stamped on it.
 ///
-/// Cheap to clone and to move: it is a slice of the message that brought it, which lives as long as the
-/// event does (64 KiB at most, or the one event). Who keeps a part of it for long should copy that part.
+/// Cheap to clone and to move: it is a slice of the message that brought it, and that message's memory
+/// lives as long as the event does, usually 64 to 128 KiB for all events of a message together, or what
+/// one large event needs. Who keeps an event for long, or the [`Ctx`](crate::Ctx) of its handler, should
+/// copy out what matters.
 #[derive(Clone)]
 pub struct Event(Arc<Read>);
 

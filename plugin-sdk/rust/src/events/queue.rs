@@ -65,6 +65,13 @@ impl Queue {
     pub(super) fn push(&self, item: Item) {
         {
             let mut content = self.content.lock();
+            // Of two places only the later one counts: they never fill the queue.
+            if let (Item::Reached(_), Some(Item::Reached(_))) = (&item, content.items.back())
+                && let Some(before) = content.items.pop_back()
+            {
+                content.events -= before.events();
+                content.bytes -= before.bytes();
+            }
             content.events += item.events();
             content.bytes += item.bytes();
             content.items.push_back(item);
@@ -178,6 +185,23 @@ mod tests {
         assert!(queue.is_full());
         queue.pop().await.expect("an item");
         assert!(!queue.is_full());
+    }
+
+    #[tokio::test]
+    async fn of_places_only_the_last_one_waits() {
+        let queue = Queue::default();
+        let place = |seq| Item::Reached(v1::Position { epoch: 1, seq });
+        for seq in 1..=2 * MAX_EVENTS as u64 {
+            queue.push(place(seq));
+        }
+        assert!(!queue.is_full());
+        queue.push(gap(1));
+        queue.push(place(1));
+        assert!(matches!(queue.pop().await, Some(Item::Reached(at)) if at.seq == 8192));
+        assert!(matches!(queue.pop().await, Some(Item::Gap(_))));
+        assert!(matches!(queue.pop().await, Some(Item::Reached(at)) if at.seq == 1));
+        let content = queue.content.lock();
+        assert_eq!((content.events, content.bytes), (0, 0));
     }
 
     #[tokio::test]

@@ -67,6 +67,8 @@ pub(crate) async fn open(
         run: Arc::clone(run),
         subscription: subscription.clone(),
         queued: *position.lock(),
+        epoch: 0,
+        went_live: false,
         queue: Arc::clone(&queue),
         live: Some(live),
     };
@@ -78,6 +80,7 @@ pub(crate) async fn open(
         subscription: subscription.clone(),
         queue,
         position,
+        ended: cancel.clone(),
     };
     let handled = async move { cancel.run_until_cancelled(handler.run()).await };
     tokio::spawn(handled.instrument(span));
@@ -92,6 +95,10 @@ struct Reader {
     subscription: Subscription,
     /// The last event that was queued.
     queued: Option<v1::Position>,
+    /// The log's incarnation, as the stream says.
+    epoch: u64,
+    /// Since the stream was opened it was live.
+    went_live: bool,
     queue: Arc<Queue>,
     /// Told once: it is live, or it was refused.
     live: Option<oneshot::Sender<Result<()>>>,
@@ -108,7 +115,7 @@ impl Reader {
         let mut backoff = Backoff::new(LONGEST_WAIT);
         loop {
             self.queue.half_empty().await;
-            let was_live = self.live.is_none();
+            self.went_live = false;
             let error = match self.read().await {
                 Ended::QueueFull => {
                     tracing::debug!("the handler is slow; the stream waits in the core's log");
@@ -116,7 +123,7 @@ impl Reader {
                 }
                 Ended::Broken(error) => error,
             };
-            if self.live.is_none() && !was_live {
+            if self.went_live {
                 backoff.reset();
             }
             let refused = matches!(
@@ -172,7 +179,7 @@ impl Reader {
             Some(Control::Gap(gap)) => {
                 self.queue.push(Item::Gap(Gap::from(gap)));
                 self.reached(v1::Position {
-                    epoch: self.queued.map_or(0, |queued| queued.epoch),
+                    epoch: self.epoch,
                     seq: gap.to_seq,
                 });
             }
@@ -183,12 +190,12 @@ impl Reader {
     }
 
     fn subscribed(&mut self, subscribed: v1::Subscribed) {
-        // Also where nothing ever arrived there must be a place to go on from. A resumed stream of
-        // another epoch goes on from what the core says.
-        if self
-            .queued
-            .is_none_or(|queued| queued.epoch != subscribed.epoch)
-        {
+        self.epoch = subscribed.epoch;
+        self.went_live = true;
+        // Also where nothing ever arrived there must be a place to go on from. A place in another epoch
+        // stays until the gap is here that the core tells then: else nobody would hear of it if the
+        // stream broke before.
+        if self.queued.is_none() {
             self.reached(v1::Position {
                 epoch: subscribed.epoch,
                 seq: subscribed.next_seq.saturating_sub(1),
@@ -200,8 +207,11 @@ impl Reader {
     }
 
     fn reached(&mut self, position: v1::Position) {
-        self.queued = Some(position);
-        self.queue.push(Item::Reached(position));
+        // Where nothing happens the core says the same place again and again.
+        if self.queued != Some(position) {
+            self.queued = Some(position);
+            self.queue.push(Item::Reached(position));
+        }
     }
 }
 
@@ -211,6 +221,8 @@ struct Handler {
     queue: Arc<Queue>,
     /// The last event whose handler began.
     position: Position,
+    /// Cancelled when the subscription ends, by itself or with its run.
+    ended: CancellationToken,
 }
 
 /// Until it is dropped the plugin is STARTED, or its stop waits.
@@ -218,6 +230,13 @@ struct Turn<'a> {
     _gate: RwLockReadGuard<'a, ()>,
     /// Cancelled when the stop waits no longer.
     stopped: CancellationToken,
+}
+
+impl Turn<'_> {
+    /// A stop has begun, or it has come and gone while a handler held the thread.
+    fn is_over(&self, run: &Run) -> bool {
+        self.stopped.is_cancelled() || !run.is_started()
+    }
 }
 
 impl Handler {
@@ -234,7 +253,10 @@ impl Handler {
                     for event in events {
                         // Many handlers never wait; others must run all the same.
                         tokio::task::coop::consume_budget().await;
-                        if !self.run.is_started() {
+                        if self.ended.is_cancelled() {
+                            return;
+                        }
+                        if turn.is_over(&self.run) {
                             drop(turn);
                             match self.turn().await {
                                 Some(next) => turn = next,
@@ -248,10 +270,13 @@ impl Handler {
         }
     }
 
-    /// Waits until the plugin is STARTED; `None`: its run is over.
+    /// Waits until the plugin is STARTED; `None`: the subscription or its run is over.
     async fn turn(&self) -> Option<Turn<'_>> {
         loop {
             let gate = self.run.event_gate.read().await;
+            if self.ended.is_cancelled() {
+                return None;
+            }
             if let Stage::Started(stopped) = self.run.stage() {
                 return Some(Turn {
                     _gate: gate,

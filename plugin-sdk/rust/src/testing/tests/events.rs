@@ -29,6 +29,10 @@ impl Listener {
         match event.topic() {
             "number.panic" => panic!("on demand"),
             "number.fail" => return Err(Error::internal("on demand")),
+            "number.block" => {
+                self.tell("blocks".to_owned()).await?;
+                std::future::pending().await
+            }
             _ => {}
         }
         ctx.publish("listener.seen", event.seq()).await?;
@@ -65,6 +69,23 @@ impl Listener {
         ctx.publish_nowait(topic, 1).await?;
         ctx.publish("listener.after", 1).await?;
         Ok(ctx.publish_failures())
+    }
+    /// Ends its subscription with the first event.
+    #[service]
+    async fn once(&self, ctx: &Ctx, pattern: String) -> Result {
+        let sender = self.0.clone();
+        let own = Arc::<std::sync::Mutex<Option<crate::Subscribed>>>::default();
+        let kept = Arc::clone(&own);
+        let subscription = ctx
+            .on(pattern, move |_, event| {
+                let ended = own.lock().expect("no panic").take();
+                ended.expect("no handler begins any more").unsubscribe();
+                let told = sender.try_send(format!("once {}", event.topic()));
+                async move { Ok(told?) }
+            })
+            .await?;
+        kept.lock().expect("no panic").replace(subscription);
+        Ok(())
     }
     #[service]
     async fn follow(&self, ctx: &Ctx, pattern: String) -> Result {
@@ -183,6 +204,43 @@ async fn a_new_run_goes_on_where_the_old_one_ended() {
     );
     core.emit("number.next", 3).expect("a topic");
     assert_eq!(seen.recv().await.expect("told"), "number.next 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_run_begins_with_what_waited_for_its_handler() {
+    let (core, mut seen) = listener().await;
+    core.go_offline();
+    core.emit("number.block", 1).expect("a topic");
+    core.emit("number.next", 2).expect("a topic");
+    core.go_online();
+    assert_eq!(seen.recv().await.expect("told"), "blocks");
+    core.end_run();
+    core.started().await.expect("again");
+    assert_eq!(seen.recv().await.expect("told"), "number.next 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_handler_begins_after_unsubscribe() {
+    let (core, mut seen) = listener().await;
+    core.call::<()>("listener.once", &("many.*",))
+        .await
+        .expect("subscribed");
+    core.go_offline();
+    for number in 0..50 {
+        core.emit("many.there", number).expect("a topic");
+    }
+    core.emit("number.next", 1).expect("a topic");
+    core.go_online();
+    let mut told = vec![seen.recv().await, seen.recv().await];
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            Some("number.next 1".to_owned()),
+            Some("once many.there".to_owned())
+        ]
+    );
+    assert!(seen.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
