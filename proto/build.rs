@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "coreruntime/v1/error.proto",
     "coreruntime/v1/event_bus.proto",
     "coreruntime/v1/introspection.proto",
@@ -15,6 +15,7 @@ const PROTOS: [&str; 8] = [
     "coreruntime/v1/plugin_manager.proto",
     "coreruntime/v1/state_engine.proto",
     "coreruntime/v1/storage.proto",
+    "coreruntime/v1/storage_admin.proto",
     "google/rpc/error_details.proto",
 ];
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +29,16 @@ pub(crate) enum Command {
     /// Watch over a core's children; the core starts it
     #[command(hide = true)]
     Guardian,
+    /// Read all of a database and say what is wrong with it; changes nothing
+    Verify {
+        /// The database, or a backup [default: the configured database]
+        path: Option<PathBuf>,
+    },
+    /// Put a backup in the place of the database; keeps what it replaces. No core may run on it
+    Restore {
+        /// The backup
+        backup: PathBuf,
+    },
     /// Ask a running core whether it serves, and say so by the exit code
     Health {
         /// Where it is: unix:/PATH or IP:PORT [default: the operator socket of the configuration]
@@ -153,6 +163,20 @@ mod tests {
         let cli = read(&["health", "--addr", "127.0.0.1:7070"]).expect("good");
         let addr = Some("127.0.0.1:7070".to_owned());
         assert_eq!(cli.command(), Command::Health { addr });
+    }
+
+    #[test]
+    fn databases_are_verified_and_restored_by_name() {
+        let verify = |path: Option<&str>| Command::Verify {
+            path: path.map(PathBuf::from),
+        };
+        assert_eq!(read(&["verify"]).expect("good").command(), verify(None));
+        let named = read(&["verify", "a.db"]).expect("good").command();
+        assert_eq!(named, verify(Some("a.db")));
+        let cli = read(&["restore", "a.db", "--db", "b.db"]).expect("good");
+        let backup = PathBuf::from("a.db");
+        assert_eq!(cli.command(), Command::Restore { backup });
+        assert_eq!(read(&["restore"]).expect_err("of what?"), ExitCode::Usage);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Arguments, configuration, logging; then the library; then an exit code.
 
 mod cli;
+mod databases;
 mod serve;
 
 use std::process;
@@ -38,6 +39,14 @@ fn start() -> Result<ExitCode, ExitCode> {
             .map(|()| ExitCode::Clean)
             .map_err(|error| internal("only a core starts its guardian", &error)),
         Command::CheckConfig => Ok(cli.check_config(&cwd()?)),
+        Command::Verify { path } => {
+            let configured = || Ok(cli.load(&cwd()?)?.config.storage.path);
+            Ok(databases::verify(&path.map_or_else(configured, Ok)?))
+        }
+        Command::Restore { backup } => {
+            let loaded = cli.load(&cwd()?)?;
+            Ok(databases::restore(&backup, &loaded.config.storage.path))
+        }
         Command::Health { addr } => {
             let loaded = cli.load(&cwd()?)?;
             threads(1)?

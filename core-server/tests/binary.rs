@@ -190,7 +190,7 @@ async fn the_database_is_where_runtime_db_path_says() {
         namespace: "notes".to_owned(),
         key: "k".to_owned(),
         value: "1".into(),
-        if_revision: None,
+        ..Default::default()
     };
     v1::storage_client::StorageClient::new(operator)
         .set(request)

@@ -239,6 +239,7 @@ mod tests {
             value: value.to_owned(),
             string,
             if_revision: None,
+            ttl: None,
         };
         assert_eq!(
             of_value(&value("{\"a\": 1}", false)).expect("JSON"),

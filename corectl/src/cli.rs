@@ -283,6 +283,9 @@ pub(crate) struct ValueArgs {
     /// Write only if the revision is still this; 0: only if the key is absent.
     #[arg(long, value_name = "REVISION")]
     pub(crate) if_revision: Option<u64>,
+    /// Remove it after this time: 90s, 10m, 1h30m.
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -374,6 +377,64 @@ pub(crate) enum StorageCommand {
         #[arg(long)]
         values: bool,
     },
+    /// Follow changes of a namespace until interrupted, beginning with what is there.
+    Watch(StorageWatchArgs),
+    /// Show what namespaces hold, and may hold.
+    Usage {
+        /// The namespace. All that hold anything if none is given.
+        namespace: Option<String>,
+    },
+    /// Set what a namespace may hold. Without an option the configured default counts again.
+    Quota {
+        /// The namespace.
+        namespace: String,
+        /// Most keys.
+        #[arg(long)]
+        keys: Option<u64>,
+        /// Most bytes of keys and values.
+        #[arg(long)]
+        bytes: Option<u64>,
+    },
+    /// Remove all that a namespace holds.
+    Drop {
+        /// The namespace.
+        namespace: String,
+        /// Yes, all of it.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Write a copy of the store to a file of the core's machine, while it is in use.
+    Backup {
+        /// An absolute path there. Without it: backups/ beside the database.
+        path: Option<String>,
+    },
+    /// Read all of the store and say what is wrong with it, while it is in use.
+    Check,
+    /// Write the entries of a namespace, or of all, to standard output as JSON Lines.
+    Export {
+        /// The namespace. All if none is given.
+        namespace: Option<String>,
+    },
+    /// Write entries from JSON Lines, as export gives them, over what is there.
+    Import {
+        /// The file, or - for standard input.
+        file: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StorageWatchArgs {
+    /// The namespace.
+    pub(crate) namespace: String,
+    /// Only keys that begin so. All if none is given.
+    #[arg(value_name = "PREFIX")]
+    pub(crate) prefixes: Vec<String>,
+    /// Leave out what is there at the beginning.
+    #[arg(long)]
+    pub(crate) changes_only: bool,
+    /// End after so many lines.
+    #[arg(long, value_name = "CHANGES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
 }
 
 #[derive(Args, Debug)]

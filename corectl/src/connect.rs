@@ -77,6 +77,7 @@ impl Core {
         events: event_bus_client::EventBusClient,
         state: state_engine_client::StateEngineClient,
         storage: storage_client::StorageClient,
+        storage_admin: storage_admin_client::StorageAdminClient,
         introspection: introspection_client::IntrospectionClient,
     }
 

@@ -19,6 +19,7 @@ mod services;
 mod state;
 mod status;
 mod storage;
+mod storage_admin;
 mod text;
 mod time;
 mod wait;

@@ -28,6 +28,10 @@ struct EntryView {
     writer: String,
     changed_at: Option<String>,
     reported_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    owned: bool,
+    stale: bool,
 }
 
 /// The JSON shape of a line of `state watch`. `value` is absent for a deletion, `old_value` where
@@ -78,6 +82,9 @@ impl From<StateEntry> for EntryView {
             writer: entry.writer,
             changed_at: time::rfc3339(entry.changed_at.as_ref()),
             reported_at: time::rfc3339(entry.reported_at.as_ref()),
+            expires_at: time::rfc3339(entry.expires_at.as_ref()),
+            owned: entry.owned,
+            stale: entry.stale,
         }
     }
 }
@@ -151,6 +158,8 @@ async fn set(
         key: key.to_owned(),
         value: bytes.into(),
         if_revision: value.if_revision,
+        ttl: time::to_wire_duration(value.ttl),
+        ..Default::default()
     };
     let mut client = core.state();
     let written = core
@@ -243,12 +252,22 @@ async fn list(core: &Core, prefix: &str, output: &mut Output) -> Result<(), Fail
                     Cell::from(&entry.key),
                     entry.revision.to_string().into(),
                     Cell::from(&entry.writer),
-                    time::relative(entry.changed_at.as_ref(), now).into(),
+                    stale_or_when(entry, now),
                     Payload::json(&entry.value).line("").into(),
                 ]);
             }
             output.table(&table, "no keys")
         }
+    }
+}
+
+/// Since when the value is so; of a stale one that nobody knows whether it still is.
+fn stale_or_when(entry: &StateEntry, now: jiff::Timestamp) -> Cell {
+    let when = time::relative(entry.changed_at.as_ref(), now);
+    if entry.stale {
+        Cell::new(&format!("{when}, stale"), Tone::Waiting)
+    } else {
+        when.into()
     }
 }
 
@@ -291,8 +310,11 @@ fn show_change(change: StateChange, output: &mut Output) -> Result<(), Failure> 
         Kind::Set => ("set", Tone::Good),
         Kind::Deleted => ("deleted", Tone::Bad),
         Kind::Reported => ("reported", Tone::Faint),
+        Kind::Stale => ("stale", Tone::Waiting),
+        Kind::Live => ("live", Tone::Good),
+        Kind::Expired => ("expired", Tone::Bad),
     };
-    let deleted = change.kind() == Kind::Deleted;
+    let deleted = matches!(change.kind(), Kind::Deleted | Kind::Expired);
     let entry = change.entry.unwrap_or_default();
     let present = |bytes: &[u8]| (!bytes.is_empty()).then(|| Payload::json(bytes));
     match output.form() {

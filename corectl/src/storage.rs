@@ -1,4 +1,4 @@
-//! `corectl storage`: get, set, delete, list.
+//! `corectl storage`: get, set, delete, list; the rest is in `storage_admin`.
 
 use core_proto::v1::{
     StorageDeleteRequest, StorageEntry, StorageGetRequest, StorageListKeysRequest,
@@ -12,6 +12,7 @@ use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::json::Payload;
 use crate::output::{Cell, Form, Output, Table, now};
+use crate::storage_admin;
 use crate::text::nearest;
 use crate::time;
 
@@ -25,6 +26,8 @@ struct EntryView {
     value: Payload,
     revision: u64,
     updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
 }
 
 /// The JSON shape of `storage get`.
@@ -35,6 +38,8 @@ struct GotView<'a> {
     value: Payload,
     revision: u64,
     updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
 }
 
 /// The JSON shape of a write.
@@ -62,6 +67,7 @@ impl From<StorageEntry> for EntryView {
             value: Payload::json(&entry.value),
             revision: entry.revision,
             updated_at: time::rfc3339(entry.updated_at.as_ref()),
+            expires_at: time::rfc3339(entry.expires_at.as_ref()),
         }
     }
 }
@@ -106,6 +112,7 @@ pub(crate) async fn run(
                 list_keys(&core, namespace, prefix, output).await
             }
         }
+        _ => storage_admin::run(&Core::connect(global).await?, command, output).await,
     }
 }
 
@@ -131,6 +138,7 @@ async fn get(core: &Core, namespace: &str, key: &str, output: &mut Output) -> Re
             value: Payload::json(&entry.value),
             revision: entry.revision,
             updated_at: time::rfc3339(entry.updated_at.as_ref()),
+            expires_at: time::rfc3339(entry.expires_at.as_ref()),
         }),
         Form::Table | Form::Quiet => output.data(&entry.value),
     }
@@ -160,6 +168,7 @@ async fn set(
         key: key.to_owned(),
         value: bytes.into(),
         if_revision: value.if_revision,
+        ttl: time::to_wire_duration(value.ttl),
     };
     let mut client = core.storage();
     let written = core

@@ -67,6 +67,15 @@ pub(crate) fn to_wire(timestamp: Timestamp) -> prost_types::Timestamp {
     }
 }
 
+/// A time to live, for the wire. What is too long for it the core would refuse too.
+pub(crate) fn to_wire_duration(time: Option<Duration>) -> Option<prost_types::Duration> {
+    let longest = prost_types::Duration {
+        seconds: i64::MAX,
+        nanos: 0,
+    };
+    time.map(|time| prost_types::Duration::try_from(time).unwrap_or(longest))
+}
+
 /// RFC 3339 in UTC, for JSON.
 pub(crate) fn rfc3339(timestamp: Option<&prost_types::Timestamp>) -> Option<String> {
     from_wire(timestamp).map(|timestamp| timestamp.to_string())

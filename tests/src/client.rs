@@ -11,6 +11,7 @@ use core_proto::v1::plugin_channel_client::PluginChannelClient;
 use core_proto::v1::plugin_manager_client::PluginManagerClient;
 use core_proto::v1::service_registry_client::ServiceRegistryClient;
 use core_proto::v1::state_engine_client::StateEngineClient;
+use core_proto::v1::storage_admin_client::StorageAdminClient;
 use core_proto::v1::storage_client::StorageClient;
 use core_proto::v1::{self, PluginInfo};
 use serde_json::Value;
@@ -166,6 +167,8 @@ impl Client {
         state_engine: StateEngineClient;
         /// `Storage`.
         storage: StorageClient;
+        /// `StorageAdmin`.
+        storage_admin: StorageAdminClient;
         /// `PluginManager`.
         plugin_manager: PluginManagerClient;
         /// `PluginChannel`.
@@ -365,7 +368,7 @@ impl Client {
             namespace: namespace.to_owned(),
             key: key.to_owned(),
             value: value.to_owned().into(),
-            if_revision: None,
+            ..Default::default()
         };
         let mut client = self.storage();
         let answer = within("a write is answered", client.set(request)).await?;
@@ -404,7 +407,7 @@ impl Client {
         let request = v1::StateEngineSetRequest {
             key: key.to_owned(),
             value: value.to_owned().into(),
-            if_revision: None,
+            ..Default::default()
         };
         let mut client = self.state_engine();
         let answer = within("a write is answered", client.set(request)).await?;

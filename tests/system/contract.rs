@@ -168,7 +168,7 @@ async fn a_request_frame_and_its_unary_rpc_answer_alike() {
         namespace: namespace.to_owned(),
         key: "k".to_owned(),
         value: value.to_owned().into(),
-        if_revision: None,
+        ..Default::default()
     };
     let framed: v1::StorageSetResponse = lamp
         .request("Storage/Set", &set("lamp", "1"))

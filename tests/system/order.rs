@@ -28,7 +28,7 @@ fn set(number: u32) -> v1::StorageSetRequest {
         namespace: "lamp".to_owned(),
         key: format!("k{number}"),
         value: number.to_string().into(),
-        if_revision: None,
+        ..Default::default()
     }
 }
 
@@ -58,7 +58,7 @@ async fn who_hears_of_a_write_finds_it_written() {
         let state = v1::StateEngineSetRequest {
             key: format!("lamp.k{number}"),
             value: number.to_string().into(),
-            if_revision: None,
+            ..Default::default()
         };
         let state = lamp.send_request("StateEngine/Set", &state).await;
         let batch = v1::EventBusPublishBatchRequest {
@@ -102,6 +102,7 @@ async fn many_writes_and_publishes_keep_their_order_and_each_is_answered() {
                 let write = v1::StorageOpSet {
                     key: format!("k{number}"),
                     value: number.to_string().into(),
+                    ..Default::default()
                 };
                 let apply = v1::StorageApplyRequest {
                     namespace: "lamp".to_owned(),

@@ -89,6 +89,7 @@ async fn of_two_writers_with_the_same_revision_one_loses_and_is_told_the_present
         key: "home.mode".to_owned(),
         value: value.into(),
         if_revision: Some(before),
+        ..Default::default()
     };
     let won = operator
         .state_engine()
@@ -148,5 +149,56 @@ async fn the_core_keeps_the_state_of_every_plugin_and_of_itself() {
         .await
         .expect_err("the core's own");
     Told::by(&denied).is(Code::PermissionDenied, "NOT_GRANTED");
+    core.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_run_owns_is_stale_when_it_ends_and_live_when_it_is_said_again() {
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .start()
+        .await;
+    let owned = || v1::StateEngineSetRequest {
+        key: "lamp.kitchen".to_owned(),
+        value: "\"on\"".into(),
+        owned: true,
+        ..Default::default()
+    };
+    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
+        .await
+        .expect("admitted");
+    core.operator().until_phase("lamp", "ready").await;
+    let first = lamp.client().state_engine().set(owned()).await;
+    let first = first.expect("written").into_inner();
+    let refused = core.operator().state_engine().set(owned()).await;
+    Told::by(&refused.expect_err("no run")).is(Code::InvalidArgument, "BAD_FIELD");
+    let mut watching = watch(core.operator(), "lamp.>").await;
+    while !next(&mut watching).await.snapshot_end {}
+
+    lamp.bye("a new version").await;
+    let change = next(&mut watching).await.changes.remove(0);
+    assert_eq!(change.kind(), Kind::Stale);
+    let entry = change.entry.expect("an entry");
+    assert!(entry.stale && entry.owned && entry.expires_at.is_some());
+    assert_eq!(
+        (&entry.value[..], entry.revision),
+        (&b"\"on\""[..], first.revision)
+    );
+
+    let lamp = within("a new run begins", async {
+        loop {
+            match RawPlugin::open(&core.remote("lamp"), Hello::ready()).await {
+                Ok(next) => break next,
+                Err(refused) => drop(Told::by(&refused).is(Code::Unavailable, "BACKOFF")),
+            }
+        }
+    })
+    .await;
+    core.operator().until_phase("lamp", "ready").await;
+    let again = lamp.client().state_engine().set(owned()).await;
+    assert!(!again.expect("written").into_inner().changed);
+    let change = next(&mut watching).await.changes.remove(0);
+    assert_eq!(change.kind(), Kind::Live);
+    assert!(!change.entry.expect("an entry").stale);
     core.shutdown().await;
 }

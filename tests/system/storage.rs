@@ -145,6 +145,7 @@ async fn an_apply_is_all_or_nothing_and_its_events_follow_its_commit() {
         op: Some(Op::Set(v1::StorageOpSet {
             key: key.to_owned(),
             value: value.to_owned().into(),
+            ..Default::default()
         })),
     };
     let apply = |expected: u64, value: &str| StorageApplyRequest {
@@ -204,7 +205,7 @@ async fn writes_of_one_channel_take_effect_in_the_order_sent() {
             namespace: "lamp".to_owned(),
             key: "last".to_owned(),
             value: number.to_string().into(),
-            if_revision: None,
+            ..Default::default()
         };
         requests.push(lamp.send_request("Storage/Set", &set).await);
     }
@@ -225,4 +226,236 @@ async fn writes_of_one_channel_take_effect_in_the_order_sent() {
         Some("199")
     );
     core.shutdown().await;
+}
+
+async fn told(watch: &mut tonic::Streaming<v1::StorageWatchResponse>) -> v1::StorageWatchResponse {
+    let message = core_tests::within("the storage is told", watch.message()).await;
+    message.expect("no error").expect("not the end")
+}
+
+#[tokio::test]
+async fn a_plugin_watches_its_namespace_resumes_and_is_told_what_is_gone() {
+    use v1::storage_change::Kind;
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .start()
+        .await;
+    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
+        .await
+        .expect("admitted");
+    core.operator().until_phase("lamp", "ready").await;
+    let plugin = lamp.client();
+    plugin.store("lamp", "a", "1").await.expect("written");
+    let request = v1::StorageWatchRequest {
+        namespace: "lamp".to_owned(),
+        include_initial: true,
+        ..Default::default()
+    };
+    let watching = plugin.storage().watch(request.clone()).await;
+    let mut watching = watching.expect("a watch").into_inner();
+    let initial = told(&mut watching).await;
+    assert_eq!(initial.changes[0].kind(), Kind::Initial);
+    let end = told(&mut watching).await;
+    assert!(end.snapshot_end && end.changes.is_empty());
+    let cursor = end.cursor.expect("a place");
+    drop(watching);
+
+    plugin.store("lamp", "b", "2").await.expect("written");
+    let brief = v1::StorageSetRequest {
+        namespace: "lamp".to_owned(),
+        key: "brief".to_owned(),
+        value: "3".into(),
+        ttl: Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 50_000_000,
+        }),
+        ..Default::default()
+    };
+    plugin.storage().set(brief).await.expect("written");
+    let resumed = v1::StorageWatchRequest {
+        from: Some(cursor),
+        include_initial: false,
+        ..request.clone()
+    };
+    let watching = plugin.storage().watch(resumed.clone()).await;
+    let mut watching = watching.expect("a watch").into_inner();
+    assert!(told(&mut watching).await.snapshot_end);
+    let mut kinds = Vec::new();
+    while kinds.len() < 3 {
+        let changes = told(&mut watching).await.changes;
+        kinds.extend(changes.iter().map(|change| {
+            let key = change.entry.as_ref().map_or("", |entry| entry.key.as_str());
+            (key.to_owned(), change.kind())
+        }));
+    }
+    let expected = [
+        ("b", Kind::Put),
+        ("brief", Kind::Put),
+        ("brief", Kind::Expired),
+    ];
+    let expected = expected.map(|(key, kind)| (key.to_owned(), kind));
+    assert_eq!(kinds, expected);
+    assert_eq!(plugin.stored("lamp", "brief").await.expect("read"), None);
+
+    let other = v1::StorageWatchRequest {
+        namespace: "other".to_owned(),
+        ..request
+    };
+    let refused = plugin
+        .storage()
+        .watch(other)
+        .await
+        .expect_err("not its own");
+    Told::by(&refused).is(Code::PermissionDenied, "NOT_GRANTED");
+    let stale = v1::StorageWatchRequest {
+        from: Some(v1::StorageCursor {
+            epoch: cursor.epoch + 1,
+            ..cursor
+        }),
+        ..resumed
+    };
+    let refused = plugin
+        .storage()
+        .watch(stale)
+        .await
+        .expect_err("another epoch");
+    Told::by(&refused).is(Code::OutOfRange, "COMPACTED");
+    core.shutdown().await;
+}
+
+#[tokio::test]
+async fn operators_see_usage_set_quotas_and_carry_entries_over() {
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .start()
+        .await;
+    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
+        .await
+        .expect("admitted");
+    core.operator().until_phase("lamp", "ready").await;
+    let plugin = lamp.client();
+    for (key, value) in [("a", "{ \"x\":\n1 }"), ("b", "1.0")] {
+        plugin.store("lamp", key, value).await.expect("written");
+    }
+    let mut admin = core.operator().storage_admin();
+    let quota = v1::StorageAdminSetQuotaRequest {
+        namespace: "lamp".to_owned(),
+        max_keys: Some(2),
+        max_bytes: None,
+    };
+    admin.set_quota(quota.clone()).await.expect("set");
+    let full = plugin.store("lamp", "c", "1").await.expect_err("a third");
+    Told::by(&full).is(Code::ResourceExhausted, "QUOTA_KEYS");
+    let request = v1::StorageUsageRequest {
+        namespace: "lamp".to_owned(),
+    };
+    let usage = plugin
+        .storage()
+        .usage(request)
+        .await
+        .expect("told")
+        .into_inner();
+    let usage = usage.usage.expect("some");
+    assert_eq!((usage.keys, usage.max_keys), (2, 2));
+    let denied = plugin.storage_admin().set_quota(quota).await;
+    assert_eq!(
+        denied.expect_err("operators only").code(),
+        Code::PermissionDenied
+    );
+    // What the core keeps there is nobody else's.
+    let own = core.operator().store("core", "quota/lamp", "{}").await;
+    Told::by(&own.expect_err("the core's")).is(Code::PermissionDenied, "NOT_GRANTED");
+
+    let export = v1::StorageAdminExportRequest::default();
+    let mut lines = admin.export(export).await.expect("begins").into_inner();
+    let mut exported = Vec::new();
+    while let Some(piece) = lines.message().await.expect("goes on") {
+        exported.push(v1::StorageAdminImportRequest { lines: piece.lines });
+    }
+    let drop = v1::StorageAdminDropNamespaceRequest {
+        namespace: "lamp".to_owned(),
+    };
+    let dropped = admin
+        .drop_namespace(drop)
+        .await
+        .expect("dropped")
+        .into_inner();
+    assert_eq!(dropped.removed, 2);
+    let mut progress = admin
+        .import(tokio_stream::iter(exported))
+        .await
+        .expect("begins")
+        .into_inner();
+    let mut last = v1::StorageAdminImportResponse::default();
+    while let Some(so_far) = progress.message().await.expect("goes on") {
+        last = so_far;
+    }
+    // The quota too.
+    assert_eq!((last.entries, last.expired), (3, 0));
+    let value = plugin.stored("lamp", "a").await.expect("read");
+    assert_eq!(value.as_deref(), Some("{ \"x\":\n1 }"), "byte for byte");
+    let bad = tokio_stream::iter([v1::StorageAdminImportRequest {
+        lines: "nonsense\n".into(),
+    }]);
+    let mut progress = admin.import(bad).await.expect("begins").into_inner();
+    let refused = progress.message().await.expect_err("no entry");
+    Told::by(&refused).is(Code::InvalidArgument, "BAD_LINE");
+    // Nothing is kept, so nothing can be backed up.
+    let backup = v1::StorageAdminBackupRequest {
+        path: "/nowhere/at/all.db".to_owned(),
+    };
+    let refused = admin.backup(backup).await.expect_err("in memory");
+    Told::by(&refused).is(Code::FailedPrecondition, "UNSUPPORTED");
+    core.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_backup_is_verified_and_restored_by_the_core_itself() {
+    let mut core = CoreProcess::new(CORE, "");
+    let operator = core.start().await;
+    let before = operator.store("notes", "a", "1").await.expect("written");
+    let mut admin = operator.storage_admin();
+    let backup = v1::StorageAdminBackupRequest::default();
+    let made = admin.backup(backup).await.expect("made").into_inner();
+    assert_eq!(made.revision, before);
+    let checked = admin.check(v1::StorageAdminCheckRequest {}).await;
+    assert_eq!(checked.expect("checked").into_inner().findings, [""; 0]);
+    let late = operator.store("notes", "a", "2").await.expect("written");
+
+    let directory = core.directory().to_owned();
+    let run = async |arguments: &[&str]| {
+        let command = tokio::process::Command::new(CORE)
+            .args(arguments)
+            .current_dir(&directory)
+            .output();
+        core_tests::within("the command ends", command)
+            .await
+            .expect("runs")
+    };
+    let verified = run(&["verify", &made.path]).await;
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let said = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(
+        said.contains("1 keys") && said.contains("SHA-256"),
+        "{said}"
+    );
+    let refused = run(&["restore", &made.path]).await;
+    assert_eq!(
+        refused.status.code(),
+        Some(70),
+        "the core runs: {refused:?}"
+    );
+    core.kill().await;
+    let restored = run(&["restore", &made.path]).await;
+    assert_eq!(restored.status.code(), Some(0), "{restored:?}");
+
+    let operator = core.start().await;
+    let stored = operator.stored("notes", "a").await.expect("read");
+    assert_eq!(stored.as_deref(), Some("1"));
+    let next = operator.store("notes", "b", "1").await.expect("written");
+    assert!(next > late, "{next} is after all that was ever answered");
+    core.kill().await;
+    std::fs::write(directory.join("data/runtime.db"), [7; 8_192]).expect("harmed");
+    let damaged = run(&["verify"]).await;
+    assert_eq!(damaged.status.code(), Some(70), "{damaged:?}");
 }

@@ -240,6 +240,9 @@ limits! {
     /// All values of the state together.
     state_bytes: bytes = 256 * MIB, within MIB, 65_536 * MIB,
         at "RESOURCE_EXHAUSTED STATE_FULL";
+    /// A key of the state is kept so long after the end of the run that it belongs to.
+    state_stale_ttl: time = seconds(600), within millis(1), seconds(86_400),
+        at "the key is removed";
     /// Largest value of the storage.
     storage_value_bytes: bytes = 256 * KIB, within KIB, MIB,
         at "INVALID_ARGUMENT TOO_LARGE";
@@ -255,6 +258,15 @@ limits! {
     /// Memory for entries of the storage read or written lately; 0: none.
     storage_cache_bytes: bytes = 16 * MIB, within 0, 16_384 * MIB,
         at "entries that were not used for long leave";
+    /// Keys of a namespace of the storage, unless its quota says otherwise.
+    storage_namespace_keys: keys = 100_000, within 1, 1_000_000_000,
+        at "RESOURCE_EXHAUSTED QUOTA_KEYS; deletes go on";
+    /// Keys and values of a namespace of the storage, unless its quota says otherwise.
+    storage_namespace_bytes: bytes = 64 * MIB, within KIB, 65_536 * MIB,
+        at "RESOURCE_EXHAUSTED QUOTA_BYTES; deletes go on";
+    /// Keys and values of all namespaces of the storage together.
+    storage_bytes: bytes = 2_048 * MIB, within MIB, 1_048_576 * MIB,
+        at "RESOURCE_EXHAUSTED QUOTA_BYTES; deletes go on";
 }
 
 /// Bounds of a connection that no honest peer comes near.

@@ -22,6 +22,7 @@ mod service_registry;
 mod state_engine;
 mod status;
 mod storage;
+mod storage_admin;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -117,10 +118,17 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         scope: scope.clone(),
         max_watches: limits.watches_per_plugin,
     };
+    let storage_admin = storage_admin::Api {
+        storage: kernel.storage.clone(),
+        gatekeeper: gatekeeper.clone(),
+        scope: scope.clone(),
+    };
     let storage = storage::Api {
         storage: kernel.storage,
         gatekeeper: gatekeeper.clone(),
         events: event_bus.clone(),
+        scope: scope.clone(),
+        max_watches: limits.watches_per_plugin,
     };
     let plugin_channel = plugin_channel::Api {
         manager: kernel.manager.clone(),
@@ -174,7 +182,7 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         event_bus_server::EventBusServer, introspection_server::IntrospectionServer,
         plugin_channel_server::PluginChannelServer, plugin_manager_server::PluginManagerServer,
         service_registry_server::ServiceRegistryServer, state_engine_server::StateEngineServer,
-        storage_server::StorageServer,
+        storage_admin_server::StorageAdminServer, storage_server::StorageServer,
     };
     let routes = tonic::service::Routes::new(health)
         .add_service(reflection)
@@ -188,7 +196,8 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         )
         .add_service(limited!(ServiceRegistryServer<_>, service_registry))
         .add_service(limited!(StateEngineServer<_>, state_engine))
-        .add_service(limited!(StorageServer<_>, storage));
+        .add_service(limited!(StorageServer<_>, storage))
+        .add_service(limited!(StorageAdminServer<_>, storage_admin));
     Gate::new(gatekeeper, routes.prepare())
 }
 

@@ -182,6 +182,7 @@ impl Requests {
             "Storage/Apply" => storage!(write apply),
             "Storage/ListKeys" => storage!(list_keys),
             "Storage/Scan" => storage!(scan),
+            "Storage/Usage" => storage!(usage),
             _ => {
                 let method = method.chars().take(80).collect();
                 Answer::Now(Err(Error::UnknownMethod { method }.into()))

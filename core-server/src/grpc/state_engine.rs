@@ -5,11 +5,11 @@ use core_proto::v1;
 use futures_util::StreamExt as _;
 use tonic::{Request, Response, Status};
 
-use super::convert::{BadField, events, page_size, state};
+use super::convert::{BadField, duration, events, page_size, state};
 use super::{gate, status, unary};
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper};
-use crate::state_engine::{StateEngine, WatchItem, WatchRequest};
+use crate::state_engine::{SetOptions, StateEngine, WatchItem, WatchRequest};
 use crate::task::TaskScope;
 use crate::types::{Revision, StateKey};
 
@@ -40,14 +40,31 @@ impl Api {
         request: v1::StateEngineSetRequest,
     ) -> Result<v1::StateEngineSetResponse, Failure> {
         let key = self.writable(caller, &request.key)?;
-        let if_revision = request.if_revision.map(Revision);
-        let receipt = self.state.set(
-            &caller.source,
-            &key,
-            request.value,
-            if_revision,
-            caller.cause,
-        )?;
+        let owner = match (&caller.run, request.owned) {
+            (_, false) => None,
+            (Some(run), true) => Some(run),
+            (None, true) => {
+                let why = "only the run of a plugin owns keys".to_owned();
+                return Err(BadField::Malformed {
+                    field: "owned",
+                    why,
+                }
+                .into());
+            }
+        };
+        let options = SetOptions {
+            if_revision: request.if_revision.map(Revision),
+            ttl: duration("ttl", request.ttl)?,
+            owner: owner.map(|run| run.id().clone()),
+            cause: caller.cause,
+        };
+        let receipt = self
+            .state
+            .set_with(&caller.source, &key, request.value, options)?;
+        // The end of the run may have been told just before.
+        if let Some(run) = owner.filter(|run| run.ended().is_cancelled()) {
+            self.state.end_run(run.id());
+        }
         Ok(v1::StateEngineSetResponse {
             revision: receipt.revision.0,
             changed: receipt.changed,

@@ -8,11 +8,13 @@ use core_proto::v1;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::convert::{BadField, time_to_proto};
-use super::{DEFAULT_TIMEOUT, event_bus, unary};
+use super::convert::storage::{cursor_from, entry, usage, watch_item};
+use super::convert::{BadField, duration};
+use super::{DEFAULT_TIMEOUT, event_bus, gate, status, unary};
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper};
-use crate::storage::{Apply, Check, Direction, Entry, Key, Namespace, Op, Query, Storage};
+use crate::storage::{Apply, Check, Direction, Key, Namespace, Op, Query, Storage, WatchRequest};
+use crate::task::TaskScope;
 use crate::types::Revision;
 
 /// Most events of one `Apply`.
@@ -23,15 +25,8 @@ pub(super) struct Api {
     pub(super) storage: Storage,
     pub(super) gatekeeper: Gatekeeper,
     pub(super) events: event_bus::Api,
-}
-
-fn entry(entry: Entry) -> v1::StorageEntry {
-    v1::StorageEntry {
-        key: entry.key.as_str().to_owned(),
-        value: entry.value.into_bytes(),
-        revision: entry.revision.0,
-        updated_at: Some(time_to_proto(entry.updated_at)),
-    }
+    pub(super) scope: TaskScope,
+    pub(super) max_watches: usize,
 }
 
 fn deadline(caller: &Caller) -> Instant {
@@ -98,10 +93,11 @@ impl Api {
         let if_revision = request.if_revision.map(Revision);
         let written = self
             .storage
-            .set(
+            .set_for(
                 &namespace,
                 key,
                 request.value,
+                duration("ttl", request.ttl)?,
                 if_revision,
                 deadline(caller),
             )
@@ -144,7 +140,10 @@ impl Api {
         });
         let checks = checks.collect::<Result<Vec<_>, Failure>>()?;
         let ops = request.ops.into_iter().map(|op| match op.op {
-            Some(v1::storage_op::Op::Set(set)) => Ok(Op::set(Key::parse(&set.key)?, set.value)?),
+            Some(v1::storage_op::Op::Set(set)) => {
+                let op = Op::set(Key::parse(&set.key)?, set.value)?;
+                Ok(op.lasting(duration("ttl", set.ttl)?))
+            }
             Some(v1::storage_op::Op::Delete(delete)) => Ok(Op::Delete {
                 key: Key::parse(&delete.key)?,
             }),
@@ -240,6 +239,18 @@ impl Api {
             revision: page.revision.0,
         })
     }
+
+    pub(super) async fn usage(
+        &self,
+        caller: &Caller,
+        request: v1::StorageUsageRequest,
+    ) -> Result<v1::StorageUsageResponse, Failure> {
+        let namespace = self.readable(caller, &request.namespace)?;
+        let found = self.storage.usage(&namespace).await?;
+        Ok(v1::StorageUsageResponse {
+            usage: Some(usage(&found)),
+        })
+    }
 }
 
 fn direction(reverse: bool) -> Direction {
@@ -320,5 +331,40 @@ impl storage_server::Storage for Api {
             self.scan(&caller, message).await
         })
         .await
+    }
+
+    async fn usage(
+        &self,
+        request: Request<v1::StorageUsageRequest>,
+    ) -> Result<Response<v1::StorageUsageResponse>, Status> {
+        unary(request, async |caller, message| {
+            self.usage(&caller, message).await
+        })
+        .await
+    }
+
+    type WatchStream = super::ResponseStream<v1::StorageWatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::StorageWatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let open = |message: v1::StorageWatchRequest| {
+            let request = WatchRequest {
+                namespace: self.readable(&caller, &message.namespace)?,
+                prefixes: message.prefixes,
+                from: message.from.map(cursor_from),
+                include_initial: message.include_initial,
+            };
+            let place = super::place_for_watch(&caller, self.max_watches)?;
+            Ok::<_, Failure>((self.storage.watch(request)?, place))
+        };
+        let opened = open(request.into_inner()).map_err(status::from_failure)?;
+        let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {
+            let item = watch.next().await?;
+            Ok(Some((watch_item(item), (watch, place))))
+        });
+        Ok(Response::new(super::stream(items, &caller, &self.scope)))
     }
 }

@@ -82,6 +82,7 @@ impl Worker {
                     // Before its registrations end, so that none can be made after.
                     self.work.runs.end(&run);
                     self.work.registry.end_run(run.id());
+                    self.work.announcer.run_ended(run.id());
                 }
                 let offer = self.plugins.get_mut(name).and_then(Plugin::end_offer);
                 if let Some(revision) = offer {

@@ -17,7 +17,7 @@ use crate::security::{Credentials, Gatekeeper};
 use crate::service_registry::ServiceRegistry;
 use crate::supervisor::custody::Custody;
 use crate::supervisor::liveness::Times;
-use crate::types::PluginName;
+use crate::types::{PluginName, RunId};
 
 /// Settings of the plugin manager; the defaults are the design's.
 #[derive(Clone, Debug)]
@@ -78,6 +78,11 @@ pub trait Announcer: Send + Sync {
 
     /// A plugin is not there any more.
     fn plugin_removed(&self, plugin: &PluginName);
+
+    /// A run has ended: nothing can be done in its name any more.
+    fn run_ended(&self, run: &RunId) {
+        let _nobody_cares = run;
+    }
 
     /// Patterns that a plugin subscribes to now, for [`PluginInfo::subscriptions`]. May be called
     /// from any task.

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::event_bus::{EventBus, NewEvent};
 use crate::plugin_manager::{Announcer, PluginInfo};
 use crate::state_engine::StateEngine;
-use crate::types::{Epoch, Payload, PluginName, Source, StateKey, Topic};
+use crate::types::{Epoch, Payload, PluginName, RunId, Source, StateKey, Topic};
 
 /// The plugin manager's voice.
 #[derive(Debug)]
@@ -66,6 +66,10 @@ impl Announcer for Announcements {
             "since": jiff::Timestamp::try_from(info.since).ok().map(|time| time.to_string()),
         });
         set(&self.state, &plugin_key(&info.name), &value);
+    }
+
+    fn run_ended(&self, run: &RunId) {
+        self.state.end_run(run);
     }
 
     fn plugin_removed(&self, plugin: &PluginName) {

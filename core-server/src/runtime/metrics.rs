@@ -96,6 +96,11 @@ impl Sources {
             counter("storage_ops_total", storage.ops),
             counter("storage_queue_full_total", storage.queue_full),
             counter("storage_failed_commits_total", storage.failed_commits),
+            counter("storage_reopened_total", storage.reopened),
+            counter("storage_disk_low_total", storage.disk_low),
+            counter("storage_over_quota_total", storage.over_quota),
+            counter("storage_expirations_total", storage.expirations),
+            gauge("storage_watches", self.storage.watches()),
             counter("storage_cache_hits_total", storage.cache_hits),
             counter("storage_cache_misses_total", storage.cache_misses),
             counter(

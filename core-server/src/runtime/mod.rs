@@ -292,6 +292,10 @@ impl Runtime {
 
         let routing = router.clone();
         scopes.workers.spawn("router", |stop| routing.run(stop));
+        let expiring = state.clone();
+        scopes
+            .workers
+            .spawn("state-engine", |stop| expiring.run(stop));
         scopes
             .workers
             .spawn("plugin-manager", |stop| manager_worker.run(stop));

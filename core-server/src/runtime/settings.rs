@@ -41,6 +41,7 @@ pub(super) fn state_engine(limits: &Limits) -> state_engine::Config {
         max_keys: limits.state_keys,
         max_value_bytes: limits.state_value_bytes,
         max_bytes: limits.state_bytes,
+        stale_ttl: limits.state_stale_ttl,
         ..state_engine::Config::default()
     }
 }
@@ -72,6 +73,9 @@ pub(super) fn storage(config: &Config) -> storage::Config {
         queue_bytes: limits.storage_queue_bytes,
         readers: limits.storage_readers,
         cache_bytes: limits.storage_cache_bytes,
+        namespace_keys: limits.storage_namespace_keys as u64,
+        namespace_bytes: limits.storage_namespace_bytes as u64,
+        store_bytes: limits.storage_bytes as u64,
     }
 }
 

@@ -97,6 +97,7 @@ pub const RULES: &[Rule] = &[
     ),
     rule("coreruntime.v1.StateEngine/*", false, NEEDS_RUN, true),
     rule("coreruntime.v1.Storage/*", false, NEEDS_RUN, true),
+    rule("coreruntime.v1.StorageAdmin/*", false, None, true),
     rule("coreruntime.v1.PluginManager/Get", false, NEEDS_RUN, true),
     rule("coreruntime.v1.PluginManager/List", false, None, true),
     rule("coreruntime.v1.PluginManager/Load", false, None, true),
@@ -223,7 +224,11 @@ pub fn allows(granted: &Permissions, plugin: &PluginName, action: Action<'_>) ->
 /// The resource, if only the core may do this with it.
 #[must_use]
 pub fn reserved(action: Action<'_>) -> Option<&str> {
-    let (Action::Publish(name) | Action::Provide(name) | Action::WriteState(name)) = action else {
+    let (Action::Publish(name)
+    | Action::Provide(name)
+    | Action::WriteState(name)
+    | Action::WriteStorage(name)) = action
+    else {
         return None;
     };
     (name.starts_with('$') || in_core(name)).then_some(name)
@@ -246,7 +251,7 @@ pub enum Denied {
     /// Nobody but the core may.
     #[error("\"{resource}\" belongs to the core: nobody else writes under \"core.\" and \"$\"")]
     Reserved {
-        /// Which topic, service or key.
+        /// Which topic, service, key or namespace.
         resource: String,
     },
 }

@@ -14,8 +14,11 @@
 //!
 //! When a watcher is slow, it gets the newest change per key, marked. When the table is full
 //! (100,000 keys or 256 MiB of values), what would make it larger is refused (`STATE_FULL`); what
-//! makes it smaller never is. Nothing runs in the background; the engine has no task and needs no
-//! stop.
+//! makes it smaller never is.
+//!
+//! [`StateEngine::run`] removes what has expired, when its time comes. What it has not removed yet is
+//! invisible all the same; without it, only watchers would hear late. Whoever ends a run calls
+//! [`StateEngine::end_run`], which makes the run's own keys stale.
 
 mod error;
 mod table;
@@ -26,17 +29,20 @@ mod watch;
 use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use error::Error;
 pub use table::{Change, ChangeKind, DeleteReceipt, Entry, Page, SetReceipt};
 pub use watch::{Watch, WatchItem, WatchRequest};
 
-use crate::types::{Cause, Pattern, PluginName, Revision, Source, StateKey, json};
+use crate::types::{Cause, Pattern, PluginName, Revision, RunId, Source, StateKey, json};
 use table::{Table, Write};
 use watch::Watchers;
 
@@ -54,7 +60,14 @@ pub struct Config {
     pub page_bytes: usize,
     /// Most bytes of changes that a watch gives at once, or one change.
     pub watch_batch_bytes: usize,
+    /// How long a key is kept after the end of the run that it belongs to.
+    pub stale_ttl: Duration,
 }
+
+/// Longest time to live.
+pub const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Most keys that expire or become stale under one lock.
+const AT_ONCE: usize = 512;
 
 impl Default for Config {
     fn default() -> Self {
@@ -64,6 +77,7 @@ impl Default for Config {
             max_bytes: 256 << 20,
             page_bytes: 1 << 20,
             watch_batch_bytes: 256 << 10,
+            stale_ttl: Duration::from_secs(600),
         }
     }
 }
@@ -91,8 +105,24 @@ impl Config {
                 return Err(format!("{name} must be between 1 and 2097152 (2 MiB)"));
             }
         }
+        if self.stale_ttl.is_zero() || self.stale_ttl > MAX_TTL {
+            return Err("stale_ttl must be more than nothing and at most 10 years".to_owned());
+        }
         Ok(())
     }
+}
+
+/// What a write may say besides key and value.
+#[derive(Clone, Debug, Default)]
+pub struct SetOptions {
+    /// Only if the key is at this revision; 0: only if it is absent.
+    pub if_revision: Option<Revision>,
+    /// How long it lasts unless it is written again; at most [`MAX_TTL`].
+    pub ttl: Option<Duration>,
+    /// The run that it belongs to. Whoever sets it sees to [`StateEngine::end_run`].
+    pub owner: Option<RunId>,
+    /// What caused it.
+    pub cause: Option<Cause>,
 }
 
 /// The StateEngine's handle. Cheap to clone.
@@ -107,6 +137,8 @@ struct Shared {
     /// Short: nothing is parsed, woken or awaited under it, and each read looks at a bounded number
     /// of keys.
     state: Mutex<State>,
+    /// Something expires earlier than anything before.
+    sooner: Notify,
 }
 
 struct State {
@@ -129,6 +161,21 @@ pub struct Stats {
     pub conflated: u64,
 }
 
+impl State {
+    fn note_all(&mut self, changes: &[Change]) -> Vec<Waker> {
+        let noted = changes.iter().map(|change| self.watchers.note(change));
+        noted.flatten().collect()
+    }
+
+    /// Removes one key if its time has passed, for whoever is about to write it.
+    fn expire(&mut self, key: &StateKey, now: Instant, at: SystemTime) -> Vec<Waker> {
+        match self.table.expire_key(key, now, at) {
+            Some(change) => self.watchers.note(&change),
+            None => Vec::new(),
+        }
+    }
+}
+
 impl StateEngine {
     /// An empty table.
     #[must_use]
@@ -141,6 +188,7 @@ impl StateEngine {
             shared: Arc::new(Shared {
                 config,
                 state: Mutex::new(state),
+                sooner: Notify::new(),
             }),
         }
     }
@@ -148,7 +196,9 @@ impl StateEngine {
     /// Reads one key.
     #[must_use]
     pub fn get(&self, key: &StateKey) -> Option<Entry> {
-        self.shared.state.lock().table.get(key.as_str()).cloned()
+        let now = Instant::now();
+        let state = self.shared.state.lock();
+        state.table.get(key.as_str(), now).cloned()
     }
 
     /// Writes one key; with `if_revision` only if the key is at that revision (0: absent).
@@ -163,6 +213,34 @@ impl StateEngine {
         if_revision: Option<Revision>,
         cause: Option<Cause>,
     ) -> Result<SetReceipt, Error> {
+        let options = SetOptions {
+            if_revision,
+            cause,
+            ..SetOptions::default()
+        };
+        self.set_with(writer, key, value, options)
+    }
+
+    /// Writes one key, with all that a write may say.
+    ///
+    /// # Errors
+    /// Those of [`Self::set`], and [`Error::BadField`] for the time to live.
+    pub fn set_with(
+        &self,
+        writer: &Source,
+        key: &StateKey,
+        value: Bytes,
+        options: SetOptions,
+    ) -> Result<SetReceipt, Error> {
+        if options
+            .ttl
+            .is_some_and(|ttl| ttl.is_zero() || ttl > MAX_TTL)
+        {
+            return Err(Error::BadField {
+                field: "ttl",
+                rule: "more than nothing and at most 10 years are allowed".to_owned(),
+            });
+        }
         let limit_bytes = self.shared.config.max_value_bytes;
         if value.len() > limit_bytes {
             return Err(Error::TooLarge {
@@ -177,13 +255,75 @@ impl StateEngine {
         })?;
         // A slice of a larger message would keep the message alive as long as the key.
         let value = Bytes::copy_from_slice(&value);
-        let write = write(writer, cause);
+        let write = Write {
+            ttl: options.ttl,
+            owner: options.owner,
+            ..write(writer, options.cause)
+        };
         let mut state = self.shared.state.lock();
-        let (receipt, change) = state.table.set(key, value, if_revision, write)?;
-        let wakers = state.watchers.note(&change);
+        let mut wakers = state.expire(key, write.now, write.at);
+        let before = state.table.next_due();
+        let done = state.table.set(key, value, options.if_revision, write);
+        let done = done.map(|(receipt, change)| {
+            wakers.extend(state.watchers.note(&change));
+            receipt
+        });
+        let after = state.table.next_due();
+        let sooner = after.is_some_and(|after| before.is_none_or(|before| after < before));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        Ok(receipt)
+        if sooner {
+            self.shared.sooner.notify_one();
+        }
+        done
+    }
+
+    /// Makes the keys of a run that has ended stale. No key of it may be written afterwards; who cannot
+    /// exclude that calls this once more.
+    pub fn end_run(&self, run: &RunId) {
+        loop {
+            let (now, at) = (Instant::now(), SystemTime::now());
+            let mut state = self.shared.state.lock();
+            let stale_ttl = self.shared.config.stale_ttl;
+            let changes = state.table.release(run, now, at, stale_ttl, AT_ONCE);
+            let wakers = state.note_all(&changes);
+            drop(state);
+            if changes.is_empty() {
+                break;
+            }
+            wakers.into_iter().for_each(Waker::wake);
+        }
+        self.shared.sooner.notify_one();
+    }
+
+    /// Removes what expires, when its time comes, until it is told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            let next = self.shared.state.lock().table.next_due();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.shared.sooner.notified() => {}
+                () = due => {}
+            }
+            self.expire();
+            // Many that expire at once do not hold up everybody else.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn expire(&self) {
+        let (now, at) = (Instant::now(), SystemTime::now());
+        let mut state = self.shared.state.lock();
+        let changes = state.table.expire(now, at, AT_ONCE);
+        let wakers = state.note_all(&changes);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Removes one key; with `if_revision` only if the key is at that revision. Idempotent.
@@ -199,18 +339,25 @@ impl StateEngine {
     ) -> Result<DeleteReceipt, Error> {
         let write = write(writer, cause);
         let mut state = self.shared.state.lock();
-        let (receipt, change) = state.table.delete(key, if_revision, write)?;
-        let wakers = change.map_or_else(Vec::new, |change| state.watchers.note(&change));
+        let mut wakers = state.expire(key, write.now, write.at);
+        let done = state.table.delete(key, if_revision, write);
+        let done = done.map(|(receipt, change)| {
+            let told = change.map(|change| state.watchers.note(&change));
+            wakers.extend(told.into_iter().flatten());
+            receipt
+        });
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        Ok(receipt)
+        done
     }
 
     /// Entries in byte order of their keys: those that begin with `prefix`, after `after`, at most
     /// `limit`. A page may end early, and says so by `more_after`.
     #[must_use]
     pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
-        self.shared.state.lock().table.list(prefix, after, limit)
+        let now = Instant::now();
+        let state = self.shared.state.lock();
+        state.table.list(prefix, after, limit, now)
     }
 
     /// Watches keys. What is written after this returns is told.
@@ -254,6 +401,9 @@ fn write(writer: &Source, cause: Option<Cause>) -> Write {
     Write {
         writer: writer.clone(),
         at: SystemTime::now(),
+        now: Instant::now(),
         cause,
+        ttl: None,
+        owner: None,
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use crate::types::{Cause, Revision, Source, StateKey};
+use crate::types::{Cause, Revision, RunId, Source, StateKey};
 
 use super::{Config, Error};
 
@@ -25,6 +26,20 @@ pub struct Entry {
     pub changed_at: SystemTime,
     /// When it was last written, even to the same value.
     pub reported_at: SystemTime,
+    /// When it is removed if it is not written again, by the wall clock of its last write.
+    pub expires_at: Option<SystemTime>,
+    /// The run that it belongs to, if it belongs to one.
+    pub owner: Option<RunId>,
+    /// That run has ended, and nobody has written it since.
+    pub stale: bool,
+    /// As `expires_at`, by the clock that does not jump.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Entry {
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
 }
 
 /// What a change is.
@@ -38,6 +53,12 @@ pub enum ChangeKind {
     Deleted,
     /// Written with the value it had.
     Reported,
+    /// The run that it belongs to has ended.
+    Stale,
+    /// It was stale and was written with the value it had.
+    Live,
+    /// Removed because its time has passed.
+    Expired,
 }
 
 /// One change of one key, as a watcher is told.
@@ -85,12 +106,15 @@ pub struct Page {
     pub revision: Revision,
 }
 
-/// Who writes, when, and why.
+/// Who writes, when, and why; and for how long.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) writer: Source,
     pub(super) at: SystemTime,
+    pub(super) now: Instant,
     pub(super) cause: Option<Cause>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) owner: Option<RunId>,
 }
 
 #[derive(Debug)]
@@ -102,6 +126,10 @@ pub(super) struct Table {
     revision: Revision,
     /// Bytes of all values.
     bytes: usize,
+    /// The deadlines of entries that have one.
+    due: BTreeSet<(Instant, StateKey)>,
+    /// The keys of runs that live.
+    owned: HashMap<RunId, BTreeSet<StateKey>>,
 }
 
 impl Table {
@@ -112,6 +140,8 @@ impl Table {
             keys: BTreeSet::new(),
             revision: Revision::ABSENT,
             bytes: 0,
+            due: BTreeSet::new(),
+            owned: HashMap::new(),
         }
     }
 
@@ -127,11 +157,100 @@ impl Table {
         self.bytes
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
-        self.entries.get(key)
+    pub(super) fn get(&self, key: &str, now: Instant) -> Option<&Entry> {
+        self.entries.get(key).filter(|entry| !entry.is_expired(now))
     }
 
-    /// Writes. The value has been checked.
+    /// The earliest moment at which something is to be removed.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Removes up to `limit` entries whose time has passed.
+    pub(super) fn expire(&mut self, now: Instant, at: SystemTime, limit: usize) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while changes.len() < limit
+            && let Some((_, key)) = self.due.first().filter(|(due, _)| *due <= now)
+        {
+            let key = key.clone();
+            changes.extend(self.remove(&key, ChangeKind::Expired, Source::Core, at, None));
+        }
+        changes
+    }
+
+    /// Removes one entry if its time has passed.
+    pub(super) fn expire_key(
+        &mut self,
+        key: &StateKey,
+        now: Instant,
+        at: SystemTime,
+    ) -> Option<Change> {
+        let expired = self.entries.get(key)?.is_expired(now);
+        expired
+            .then(|| self.remove(key, ChangeKind::Expired, Source::Core, at, None))
+            .flatten()
+    }
+
+    /// Marks up to `limit` keys of a run that has ended: removed after `stale_ttl`, or earlier if
+    /// their own time passes. Empty: there are no more.
+    pub(super) fn release(
+        &mut self,
+        run: &RunId,
+        now: Instant,
+        at: SystemTime,
+        stale_ttl: Duration,
+        limit: usize,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(keys) = self.owned.get_mut(run) else {
+            return changes;
+        };
+        while changes.len() < limit
+            && let Some(key) = keys.pop_first()
+        {
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
+            entry.stale = true;
+            let deadline = now + stale_ttl;
+            if entry.deadline.is_none_or(|own| deadline < own) {
+                if let Some(own) = entry.deadline {
+                    self.due.remove(&(own, key.clone()));
+                }
+                entry.deadline = Some(deadline);
+                entry.expires_at = Some(at + stale_ttl);
+                self.due.insert((deadline, key));
+            }
+            changes.push(Change {
+                kind: ChangeKind::Stale,
+                old_value: Some(entry.value.clone()),
+                entry: entry.clone(),
+                cause: None,
+                conflated: false,
+            });
+        }
+        if keys.is_empty() {
+            self.owned.remove(run);
+        }
+        changes
+    }
+
+    /// Takes an entry out of the order of deadlines and from its run.
+    fn let_go(&mut self, entry: &Entry) {
+        if let Some(deadline) = entry.deadline {
+            self.due.remove(&(deadline, entry.key.clone()));
+        }
+        if let Some(run) = &entry.owner
+            && let Some(keys) = self.owned.get_mut(run)
+        {
+            keys.remove(&entry.key);
+            if keys.is_empty() {
+                self.owned.remove(run);
+            }
+        }
+    }
+
+    /// Writes. The value has been checked, and what has expired was removed, this key at least.
     pub(super) fn set(
         &mut self,
         key: &StateKey,
@@ -140,7 +259,14 @@ impl Table {
         write: Write,
     ) -> Result<(SetReceipt, Change), Error> {
         self.expect_revision(key, if_revision)?;
-        let Write { writer, at, cause } = write;
+        let Write {
+            writer,
+            at,
+            now,
+            cause,
+            ttl,
+            owner,
+        } = write;
         let before = self.entries.get(key.as_str());
         let old_value = before.map(|entry| entry.value.clone());
         let same = old_value.as_ref() == Some(&value);
@@ -155,6 +281,7 @@ impl Table {
             Some(entry) if same => entry.changed_at,
             _ => at,
         };
+        let was_stale = before.is_some_and(|entry| entry.stale);
         let entry = Entry {
             key: key.clone(),
             value,
@@ -162,7 +289,21 @@ impl Table {
             writer,
             changed_at,
             reported_at: at,
+            expires_at: ttl.map(|ttl| at + ttl),
+            owner,
+            stale: false,
+            deadline: ttl.map(|ttl| now + ttl),
         };
+        if let Some(before) = before.cloned() {
+            self.let_go(&before);
+        }
+        if let Some(deadline) = entry.deadline {
+            self.due.insert((deadline, key.clone()));
+        }
+        if let Some(run) = &entry.owner {
+            let keys = self.owned.entry(run.clone()).or_default();
+            keys.insert(key.clone());
+        }
         if old_value.is_none() {
             self.keys.insert(key.clone());
         }
@@ -175,10 +316,10 @@ impl Table {
             changed: !same,
         };
         let change = Change {
-            kind: if same {
-                ChangeKind::Reported
-            } else {
-                ChangeKind::Set
+            kind: match (same, was_stale) {
+                (false, _) => ChangeKind::Set,
+                (true, true) => ChangeKind::Live,
+                (true, false) => ChangeKind::Reported,
             },
             entry,
             old_value,
@@ -196,38 +337,59 @@ impl Table {
         write: Write,
     ) -> Result<(DeleteReceipt, Option<Change>), Error> {
         self.expect_revision(key, if_revision)?;
-        let Some(before) = self.entries.remove(key.as_str()) else {
-            let revision = self.revision;
-            let existed = false;
-            return Ok((DeleteReceipt { existed, revision }, None));
-        };
-        self.keys.remove(key.as_str());
-        self.bytes -= before.value.len();
-        self.revision = Revision(self.revision.0 + 1);
+        let Write {
+            writer, at, cause, ..
+        } = write;
+        let change = self.remove(key, ChangeKind::Deleted, writer, at, cause);
         let receipt = DeleteReceipt {
-            existed: true,
+            existed: change.is_some(),
             revision: self.revision,
         };
-        let change = Change {
-            kind: ChangeKind::Deleted,
+        Ok((receipt, change))
+    }
+
+    fn remove(
+        &mut self,
+        key: &StateKey,
+        kind: ChangeKind,
+        writer: Source,
+        at: SystemTime,
+        cause: Option<Cause>,
+    ) -> Option<Change> {
+        let before = self.entries.remove(key.as_str())?;
+        self.keys.remove(key.as_str());
+        self.let_go(&before);
+        self.bytes -= before.value.len();
+        self.revision = Revision(self.revision.0 + 1);
+        Some(Change {
+            kind,
             entry: Entry {
                 key: before.key,
                 value: Bytes::new(),
                 revision: self.revision,
-                writer: write.writer,
-                changed_at: write.at,
-                reported_at: write.at,
+                writer,
+                changed_at: at,
+                reported_at: at,
+                expires_at: None,
+                owner: None,
+                stale: false,
+                deadline: None,
             },
             old_value: Some(before.value),
-            cause: write.cause,
+            cause,
             conflated: false,
-        };
-        Ok((receipt, Some(change)))
+        })
     }
 
     /// Entries whose keys begin with `prefix` and come after `after`: up to `limit`, or fewer when
     /// they would have more bytes than `page_bytes`, but at least one.
-    pub(super) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
+    pub(super) fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        now: Instant,
+    ) -> Page {
         let mut page = Page {
             entries: Vec::new(),
             more_after: None,
@@ -237,6 +399,9 @@ impl Table {
         let keys = self.keys_after(after.filter(|after| *after >= prefix), prefix);
         for key in keys.take_while(|key| key.as_str().starts_with(prefix)) {
             let entry = self.entry(key);
+            if entry.is_expired(now) {
+                continue;
+            }
             bytes += key.as_str().len() + entry.value.len();
             let full = page.entries.len() >= limit || bytes > self.config.page_bytes;
             if full && let Some(last) = page.entries.last() {

@@ -234,15 +234,23 @@ impl Watcher {
         };
         let known = pending.change.old_value.take();
         let was = pending.change.kind;
-        if change.kind == ChangeKind::Reported && was == ChangeKind::Set {
-            // The change is still to be told; it only was confirmed since.
+        let is_new_value = was == ChangeKind::Set;
+        let confirms = change.kind == ChangeKind::Reported && was == ChangeKind::Live;
+        let marks = matches!(
+            change.kind,
+            ChangeKind::Reported | ChangeKind::Stale | ChangeKind::Live
+        );
+        if is_new_value && marks || confirms {
+            // What is pending is still to be told; it only was confirmed since, or marked.
             pending.change.entry = change.entry.clone();
             pending.change.old_value = known;
+            pending.change.conflated |= change.kind != ChangeKind::Reported;
             self.pending.insert(key.clone(), pending);
-            return false;
+            return change.kind != ChangeKind::Reported;
         }
         self.order.remove(&pending.order);
-        if change.kind == ChangeKind::Deleted && known.is_none() {
+        let gone = matches!(change.kind, ChangeKind::Deleted | ChangeKind::Expired);
+        if gone && known.is_none() {
             // It came and went, and the watcher never knew.
             return true;
         }

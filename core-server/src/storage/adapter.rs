@@ -16,16 +16,23 @@
 //! - A read that begins after a `commit` has answered sees it. `get_many`, `list_keys` and `scan`
 //!   each read one snapshot, and say its revision.
 //! - Keys are ordered by their bytes; values come back byte for byte.
+//! - An entry whose time has passed by [`Terms::now`] counts as absent for checks, for `existed` and for
+//!   lists; it stays, and counts in [`Usage`], until an [`Op::Expire`] removes it. `get` and `get_many`
+//!   return it all the same: the store hides it.
+//! - An item that would make its namespace or the store larger than [`Terms::quotas`] allow changes
+//!   nothing. What makes neither larger always goes on.
 //! - Damaged data is reported, never repaired, removed or written anew.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::{EngineError, Error, Fault};
 use super::names::{Direction, Key, KeyRange, Namespace};
+use super::quota::{OverQuota, Quotas, Usage};
 use crate::error::Outcome;
 use crate::types::Revision;
 use crate::types::json::Json;
@@ -41,6 +48,21 @@ pub struct Entry {
     pub revision: Revision,
     /// When it was written, by the core's clock, in whole microseconds.
     pub updated_at: SystemTime,
+    /// When it is gone, by the store's clock, in whole microseconds. None: never.
+    pub expires_at: Option<SystemTime>,
+}
+
+impl Entry {
+    /// Whether its time has passed.
+    #[must_use]
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        has_passed(self.expires_at, now)
+    }
+}
+
+/// Whether a time until which something lasts has passed.
+pub(super) fn has_passed(expires_at: Option<SystemTime>, now: SystemTime) -> bool {
+    expires_at.is_some_and(|at| at <= now)
 }
 
 /// A condition: the key has this revision; [`Revision::ABSENT`]: there is no such key.
@@ -61,9 +83,16 @@ pub enum Op {
         key: Key,
         /// Its new value.
         value: Json,
+        /// How long it lasts, counted from its commit. None: for ever.
+        ttl: Option<Duration>,
     },
     /// Removes a key, if it is there.
     Delete {
+        /// The key.
+        key: Key,
+    },
+    /// Removes a key if its time has passed. Only the store itself writes it.
+    Expire {
         /// The key.
         key: Key,
     },
@@ -76,7 +105,11 @@ impl Op {
     /// [`Error::NotJson`], with the key and the place.
     pub fn set(key: Key, bytes: Bytes) -> Result<Self, Error> {
         match Json::parse(bytes) {
-            Ok(value) => Ok(Self::Set { key, value }),
+            Ok(value) => Ok(Self::Set {
+                key,
+                value,
+                ttl: None,
+            }),
             Err(source) => Err(Error::NotJson {
                 key: key.to_string(),
                 source,
@@ -84,11 +117,20 @@ impl Op {
         }
     }
 
+    /// The same, lasting so long. Of a write that removes a key nothing changes.
+    #[must_use]
+    pub fn lasting(mut self, time: Option<Duration>) -> Self {
+        if let Self::Set { ttl, .. } = &mut self {
+            *ttl = time;
+        }
+        self
+    }
+
     /// The key that is written.
     #[must_use]
     pub fn key(&self) -> &Key {
         match self {
-            Self::Set { key, .. } | Self::Delete { key } => key,
+            Self::Set { key, .. } | Self::Delete { key } | Self::Expire { key } => key,
         }
     }
 
@@ -96,8 +138,8 @@ impl Op {
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         match self {
-            Self::Set { key, value } => key.as_str().len() + value.bytes().len(),
-            Self::Delete { key } => key.as_str().len(),
+            Self::Set { key, value, .. } => key.as_str().len() + value.bytes().len(),
+            Self::Delete { key } | Self::Expire { key } => key.as_str().len(),
         }
     }
 }
@@ -111,6 +153,34 @@ pub struct Commit {
     pub checks: Vec<Check>,
     /// The writes.
     pub ops: Vec<Op>,
+}
+
+/// Under which terms a batch is committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Kept as the time of writing, in whole microseconds.
+    pub at: SystemTime,
+    /// The store's clock, in whole microseconds: by it time passes, and from it a `ttl` counts.
+    pub now: SystemTime,
+    /// How much there may be.
+    pub quotas: &'a Quotas,
+}
+
+impl Terms<'_> {
+    /// Until when something lasts that is written now.
+    #[must_use]
+    pub fn expiry(&self, ttl: Option<Duration>) -> Option<SystemTime> {
+        ttl.map(|ttl| self.now + ttl)
+    }
+}
+
+/// Entries whose time has passed, and when the next one's will.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// The earliest first.
+    pub expired: Vec<(Namespace, Key)>,
+    /// Of the earliest entry that is not among them. None: no other entry ever expires.
+    pub next: Option<SystemTime>,
 }
 
 /// What became of a [`Commit`].
@@ -132,8 +202,10 @@ pub enum Rejection {
         /// What it has.
         current: Revision,
     },
-    /// There was no room for it.
+    /// There was no room for it on the disk.
     DiskFull(EngineError),
+    /// It would have gone beyond a quota.
+    OverQuota(OverQuota),
 }
 
 /// Why a whole batch failed. The adapter needs [`StorageAdapter::reopen`] before it may write again.
@@ -159,6 +231,8 @@ pub struct Stretch {
     /// Ends before the entry with which keys and values together would pass this, but never before
     /// the first.
     pub max_bytes: usize,
+    /// The store's clock: what has expired by now is left out.
+    pub now: SystemTime,
 }
 
 /// What a reading of a [`Stretch`] found.
@@ -218,6 +292,27 @@ pub enum Upkeep {
     WantsIdle,
 }
 
+/// Why a long reading ended early.
+#[derive(Clone, Debug)]
+pub enum CopyFault {
+    /// The engine cannot do this.
+    Unsupported,
+    /// It held up the cleaning of the engine's log for too long.
+    LogTooLong {
+        /// How much the log may grow meanwhile.
+        limit_bytes: u64,
+    },
+    /// There is such a file.
+    Exists {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The copy is no good.
+    BadCopy(String),
+    /// Anything else.
+    Failed(Fault),
+}
+
 /// An engine. See the module's text for what it promises.
 pub trait StorageAdapter: Send + Sync + 'static {
     /// What it is.
@@ -258,16 +353,60 @@ pub trait StorageAdapter: Send + Sync + 'static {
     /// As [`Self::get_many`].
     fn scan(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Entry>, Fault>;
 
-    /// Makes a batch durable. One answer for each item, in order. `at` is kept as the time of
-    /// writing, in whole microseconds.
+    /// Makes a batch durable. One answer for each item, in order.
     ///
     /// # Errors
     /// [`CommitFault`]: then no item has an answer of its own.
     fn commit(
         &self,
         batch: &[Commit],
-        at: SystemTime,
+        terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault>;
+
+    /// What a namespace holds, expired entries that were not removed yet included.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault>;
+
+    /// The namespaces that hold anything, in order of their names.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault>;
+
+    /// Up to `limit` entries whose time has passed.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn due(&self, now: SystemTime, limit: usize) -> Result<Due, Fault>;
+
+    /// The clock of this machine was not set when entries were written that expire before `before`:
+    /// shifts these expiries so that the latest of those writes would have been at `now`. None of
+    /// them lasts shorter for it. Called by the thread that commits. Returns how many they were.
+    ///
+    /// # Errors
+    /// [`CommitFault`], as of a commit.
+    fn rebase(&self, before: SystemTime, now: SystemTime) -> Result<u64, CommitFault>;
+
+    /// Writes a copy of one snapshot to a file that is not there yet, synced and checked. Optional: an
+    /// engine without it answers [`CopyFault::Unsupported`].
+    ///
+    /// # Errors
+    /// [`CopyFault`]; nothing is left at `to`.
+    fn backup(&self, to: &Path) -> Result<Revision, CopyFault> {
+        let _nowhere = to;
+        Err(CopyFault::Unsupported)
+    }
+
+    /// Reads all there is and says what is wrong with it, at most 100 findings; none: it is whole.
+    ///
+    /// # Errors
+    /// [`CopyFault`].
+    fn check(&self) -> Result<Vec<String>, CopyFault>;
+
+    /// Ends a [`Self::backup`] or [`Self::check`] that runs.
+    fn interrupt(&self) {}
 
     /// Does what is due outside of any request. Called by the thread that commits.
     fn maintain(&self, moment: Moment) -> Upkeep;

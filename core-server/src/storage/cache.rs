@@ -9,6 +9,8 @@
 //!   A commit takes the mark away, so a reader with an older snapshot fills nothing.
 //! - After a failed commit everything goes, once the engine has been opened anew.
 //!
+//! Entries whose time has passed may lie here; who looks them up hides them.
+//!
 //! Absence is remembered like a value. Memory is bounded by two generations: entries enter the young
 //! one; when it has half of the budget it becomes the old one, and what was old is dropped. What is
 //! used moves back to the young one. That is nearly "least recently used" at the cost of one map
@@ -20,7 +22,6 @@ use parking_lot::Mutex;
 
 use super::adapter::Entry;
 use super::names::{Key, Namespace};
-use crate::types::json::Json;
 
 /// Rough cost of an entry beyond its bytes: two handles, the slot, the map's share.
 const OVERHEAD_BYTES: usize = 192;
@@ -120,7 +121,8 @@ impl Cache {
         }
     }
 
-    /// The batch is on disk; these are its changes, in order. None: removed.
+    /// The batch is on disk; these are its changes, in order. None: removed. Values are kept as they
+    /// are: they must not be slices of larger messages.
     pub(super) fn finish(&self, changes: impl Iterator<Item = (Place, Option<Entry>)>) {
         if self.budget_bytes == 0 {
             return;
@@ -157,12 +159,7 @@ impl State {
             self.remove(&place);
             return;
         }
-        // A copy: the value may be a slice of a much larger message that would be kept with it.
-        let entry = entry.map(|entry| Entry {
-            value: Json::trusted(bytes::Bytes::copy_from_slice(entry.value.bytes())),
-            ..entry.clone()
-        });
-        self.insert(place, Slot::Known(entry), budget_bytes);
+        self.insert(place, Slot::Known(entry.cloned()), budget_bytes);
     }
 
     fn insert(&mut self, place: Place, slot: Slot, budget_bytes: usize) {
@@ -192,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::types::Revision;
+    use crate::types::json::Json;
 
     fn place(key: &str) -> Place {
         (
@@ -206,6 +204,7 @@ mod tests {
             value: Json::trusted(Bytes::from(vec![b'1'; bytes])),
             revision: Revision(revision),
             updated_at: SystemTime::UNIX_EPOCH,
+            expires_at: None,
         }
     }
 

@@ -30,6 +30,12 @@ pub struct Config {
     pub readers: usize,
     /// Memory for entries read or written lately; 0: none is kept.
     pub cache_bytes: usize,
+    /// Most keys of a namespace for which nothing else was set; above it, QUOTA_KEYS.
+    pub namespace_keys: u64,
+    /// Most bytes of keys and values of such a namespace; above it, QUOTA_BYTES.
+    pub namespace_bytes: u64,
+    /// Most bytes of keys and values of all namespaces; above it, QUOTA_BYTES.
+    pub store_bytes: u64,
 }
 
 /// The engines there are.
@@ -67,6 +73,9 @@ impl Default for Config {
             queue_bytes: 16 << 20,
             readers: 4,
             cache_bytes: 16 << 20,
+            namespace_keys: 100_000,
+            namespace_bytes: 64 << 20,
+            store_bytes: 2 << 30,
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::error::{Classify, ErrorKind, Outcome, Reason};
 use crate::types::Revision;
 use crate::types::json::NotJson;
 
+use super::quota::OverQuota;
+
 /// The engine's own error. Shared: one failed commit answers many.
 pub type EngineError = Arc<dyn StdError + Send + Sync>;
 
@@ -90,8 +92,49 @@ pub enum Error {
         /// The engine's words.
         source: EngineError,
     },
+    /// It would have gone beyond a quota.
+    #[error("namespace \"{namespace}\" is full: {over}; deletes go on")]
+    OverQuota {
+        /// Which namespace.
+        namespace: String,
+        /// Which bound.
+        over: OverQuota,
+    },
+    /// A watch cannot go on, or not from there.
+    #[error("changes after this place are not all kept any more; read again and watch anew")]
+    Compacted,
+    /// The engine cannot do this.
+    #[error("the {adapter} adapter of the storage cannot do this")]
+    Unsupported {
+        /// The engine.
+        adapter: &'static str,
+    },
+    /// A long reading was ended, to keep the engine's log bounded.
+    #[error(
+        "ended early: while it ran, the write-ahead log grew by {limit_bytes} bytes; try again when \
+         less is written"
+    )]
+    LogTooLong {
+        /// How much it may grow.
+        limit_bytes: u64,
+    },
+    /// There is such a file already.
+    #[error("{path} is there already; nothing was written")]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A copy is no good; it was removed.
+    #[error("the copy did not pass its check and was removed: {finding}")]
+    BadCopy {
+        /// What was found.
+        finding: String,
+    },
     /// Damaged data. Nothing was changed.
-    #[error("the database is damaged; nothing was changed")]
+    #[error(
+        "the database is damaged; nothing was changed. `core-server verify` says what is wrong, \
+         `core-server restore BACKUP` puts a backup in its place"
+    )]
     Corrupt {
         /// The engine's words.
         source: EngineError,
@@ -126,9 +169,16 @@ impl Classify for Error {
             | Self::BadField { .. }
             | Self::BadPageToken => ErrorKind::InvalidArgument,
             Self::RevisionMismatch { .. } => ErrorKind::Aborted,
-            Self::QueueFull | Self::DiskLow { .. } => ErrorKind::ResourceExhausted,
-            Self::Corrupt { .. } => ErrorKind::DataLoss,
-            Self::Failed { .. } | Self::ShuttingDown => ErrorKind::Unavailable,
+            Self::QueueFull | Self::DiskLow { .. } | Self::OverQuota { .. } => {
+                ErrorKind::ResourceExhausted
+            }
+            Self::Compacted => ErrorKind::OutOfRange,
+            Self::Unsupported { .. } => ErrorKind::FailedPrecondition,
+            Self::FileExists { .. } => ErrorKind::AlreadyExists,
+            Self::Corrupt { .. } | Self::BadCopy { .. } => ErrorKind::DataLoss,
+            Self::Failed { .. } | Self::ShuttingDown | Self::LogTooLong { .. } => {
+                ErrorKind::Unavailable
+            }
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
         }
     }
@@ -145,7 +195,15 @@ impl Classify for Error {
             Self::RevisionMismatch { .. } => Reason::RevisionMismatch,
             Self::QueueFull => Reason::QueueFull,
             Self::DiskLow { .. } => Reason::DiskLow,
-            Self::Corrupt { .. } => Reason::Corrupt,
+            Self::OverQuota { over, .. } => match over {
+                OverQuota::Keys { .. } => Reason::QuotaKeys,
+                OverQuota::Bytes { .. } | OverQuota::StoreBytes { .. } => Reason::QuotaBytes,
+            },
+            Self::Compacted => Reason::Compacted,
+            Self::Unsupported { .. } => Reason::Unsupported,
+            Self::LogTooLong { .. } => Reason::LogTooLong,
+            Self::FileExists { .. } => Reason::FileExists,
+            Self::Corrupt { .. } | Self::BadCopy { .. } => Reason::Corrupt,
             Self::Failed { .. } => Reason::StorageFailed,
             Self::Deadline { .. } => Reason::Deadline,
             Self::ShuttingDown => Reason::ShuttingDown,
@@ -176,6 +234,17 @@ impl Classify for Error {
                 ("key", key.clone()),
                 ("current_revision", current.to_string()),
             ],
+            Self::OverQuota { namespace, over } => {
+                let (scope, limit) = match over {
+                    OverQuota::Keys { limit } | OverQuota::Bytes { limit } => ("namespace", limit),
+                    OverQuota::StoreBytes { limit } => ("store", limit),
+                };
+                vec![
+                    ("namespace", namespace.clone()),
+                    ("scope", scope.to_owned()),
+                    ("limit", limit.to_string()),
+                ]
+            }
             _ => Vec::new(),
         }
     }
@@ -184,6 +253,7 @@ impl Classify for Error {
         match self {
             Self::QueueFull => Some(Duration::from_millis(50)),
             Self::Failed { .. } | Self::ShuttingDown => Some(Duration::from_secs(1)),
+            Self::LogTooLong { .. } => Some(Duration::from_secs(60)),
             Self::DiskLow { .. } => Some(Duration::from_secs(10)),
             _ => None,
         }
@@ -297,8 +367,8 @@ pub enum OpenError {
     },
     /// Damaged.
     #[error(
-        "{path} is damaged; nothing was changed. Copy it together with {path}-wal before anything \
-         else; then put back a copy that is good, or move both away to begin empty"
+        "{path} is damaged; nothing was changed. `core-server verify {path}` says what is wrong; \
+         `core-server restore BACKUP` puts a backup in its place and keeps what it replaces"
     )]
     Corrupt {
         /// The database.

@@ -80,24 +80,28 @@ impl StorageAdapter for Faulty {
         self.inner.list_keys(stretch, deadline)
     }
 
-    fn scan(&self, _stretch: &Stretch, _deadline: Instant) -> Result<Found<Entry>, Fault> {
+    fn scan(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Entry>, Fault> {
+        if stretch.namespace.as_str() == "core" {
+            // What the store reads when it is opened.
+            return self.inner.scan(stretch, deadline);
+        }
         Err(Fault::Corrupt(disk_on_fire()))
     }
 
     fn commit(
         &self,
         batch: &[Commit],
-        at: SystemTime,
+        terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault> {
         let fails = |outcome| CommitFault {
             fault: Fault::Failed(disk_on_fire()),
             outcome,
         };
         match std::mem::replace(&mut *self.next.lock(), Next::Works) {
-            Next::Works => self.inner.commit(batch, at),
+            Next::Works => self.inner.commit(batch, terms),
             Next::FailsBefore => Err(fails(Outcome::Unknown)),
             Next::FailsAfter => {
-                self.inner.commit(batch, at)?;
+                self.inner.commit(batch, terms)?;
                 Err(fails(Outcome::Unknown))
             }
             Next::Panics => panic!("on purpose"),
@@ -106,6 +110,26 @@ impl StorageAdapter for Faulty {
                 .map(|_| Err(Rejection::DiskFull(disk_on_fire())))
                 .collect()),
         }
+    }
+
+    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
+        self.inner.usage(namespace)
+    }
+
+    fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
+        self.inner.namespaces()
+    }
+
+    fn due(&self, now: SystemTime, limit: usize) -> Result<Due, Fault> {
+        self.inner.due(now, limit)
+    }
+
+    fn rebase(&self, before: SystemTime, now: SystemTime) -> Result<u64, CommitFault> {
+        self.inner.rebase(before, now)
+    }
+
+    fn check(&self) -> Result<Vec<String>, CopyFault> {
+        self.inner.check()
     }
 
     fn maintain(&self, _moment: Moment) -> Upkeep {
@@ -131,6 +155,15 @@ async fn text(storage: &Storage) -> Option<String> {
     entry.map(|entry| entry.value.as_str().to_owned())
 }
 
+fn watch_all(space: &Namespace) -> WatchRequest {
+    WatchRequest {
+        namespace: space.clone(),
+        prefixes: Vec::new(),
+        from: None,
+        include_initial: false,
+    }
+}
+
 #[tokio::test]
 async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
     for (next, decided) in [
@@ -143,6 +176,8 @@ async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
         let epoch = storage.epoch();
         set(&storage, &space, "k", "1").await.expect("works");
         assert_eq!(text(&storage).await.as_deref(), Some("1"));
+        let mut watch = storage.watch(watch_all(&space)).expect("open");
+        assert!(matches!(watch.next().await, Ok(WatchItem::SnapshotEnd(_))));
         faulty.next(next);
         let told = Arc::new(AtomicUsize::new(0));
         let after_commit = Arc::clone(&told);
@@ -166,6 +201,9 @@ async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
         set(&storage, &space, "other", "1").await.expect("works");
         assert_eq!(text(&storage).await.as_deref(), Some(decided), "{next:?}");
         assert_ne!(storage.epoch(), epoch, "the changes begin anew");
+        let end = tokio::time::timeout(Duration::from_secs(30), watch.next());
+        let end = end.await.expect("it ends").expect_err("not silently");
+        assert_eq!(end.reason(), Reason::Compacted, "{next:?}");
         assert_eq!(told.load(Ordering::SeqCst), 0, "not told of a commit");
         let stats = storage.stats();
         assert_eq!((stats.failed_commits, stats.reopened), (1, 1));

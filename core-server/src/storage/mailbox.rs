@@ -67,7 +67,7 @@ pub(super) enum Refused {
 pub(super) enum Taken {
     /// At least one command, in the order of arrival.
     Batch(Vec<Command>),
-    /// Nothing came for the time given.
+    /// Nothing came for the time given, or somebody called.
     Quiet,
     /// Nothing is left and nothing will come.
     Closed,
@@ -86,6 +86,7 @@ struct Queue {
     commands: VecDeque<Command>,
     bytes: usize,
     closed: bool,
+    called: bool,
 }
 
 impl Mailbox {
@@ -122,6 +123,9 @@ impl Mailbox {
             if queue.closed {
                 return Taken::Closed;
             }
+            if std::mem::take(&mut queue.called) {
+                return Taken::Quiet;
+            }
             match quiet {
                 None => self.arrived.wait(&mut queue),
                 Some(time) => {
@@ -147,6 +151,13 @@ impl Mailbox {
         }
         queue.bytes -= bytes;
         Taken::Batch(batch)
+    }
+
+    /// Has the writer look at its clock, for a test that moved it.
+    #[cfg(test)]
+    pub(super) fn call(&self) {
+        self.queue.lock().called = true;
+        self.arrived.notify_one();
     }
 
     /// Refuses what comes from now on. What is queued is still taken.

@@ -3,7 +3,7 @@
 //! It lives as long as its handle: a store that is opened again over the same adapter finds what was
 //! there, as after a crash of the core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::SystemTime;
 
@@ -11,11 +11,12 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use super::adapter::{
-    AdapterInfo, Applied, Commit, CommitFault, Entry, Found, Gather, Moment, Op, Rejection,
-    Snapshot, StorageAdapter, Stretch, Upkeep,
+    AdapterInfo, Applied, Commit, CommitFault, CopyFault, Due, Entry, Found, Gather, Moment, Op,
+    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep, has_passed,
 };
 use super::error::Fault;
 use super::names::{Direction, Key, Namespace};
+use super::quota::{Growth, Usage};
 use crate::types::Revision;
 
 /// Keeps entries in memory.
@@ -29,48 +30,96 @@ pub struct MemoryAdapter {
 #[derive(Default)]
 struct Tables {
     revision: Revision,
-    namespaces: BTreeMap<Namespace, BTreeMap<Key, Entry>>,
+    namespaces: BTreeMap<Namespace, Table>,
+    total: Usage,
+    /// Of each entry that ever expires, the earliest first.
+    expiries: BTreeSet<(SystemTime, Namespace, Key)>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<Key, Entry>,
+    usage: Usage,
 }
 
 impl Tables {
-    fn revision_of(&self, namespace: &Namespace, key: &Key) -> Revision {
-        let table = self.namespaces.get(namespace);
-        table
-            .and_then(|table| table.get(key))
-            .map_or(Revision::ABSENT, |entry| entry.revision)
+    fn entry(&self, namespace: &Namespace, key: &Key) -> Option<&Entry> {
+        self.namespaces.get(namespace)?.entries.get(key)
     }
 
-    fn apply(&mut self, commit: &Commit, at: SystemTime) -> Result<Applied, Rejection> {
+    fn apply(&mut self, commit: &Commit, terms: &Terms<'_>) -> Result<Applied, Rejection> {
+        let namespace = &commit.namespace;
+        let live = |entry: &&Entry| !entry.is_expired(terms.now);
         for check in &commit.checks {
-            let current = self.revision_of(&commit.namespace, &check.key);
+            let entry = self.entry(namespace, &check.key).filter(live);
+            let current = entry.map_or(Revision::ABSENT, |entry| entry.revision);
             if current != check.revision {
                 let key = check.key.clone();
                 return Err(Rejection::RevisionMismatch { key, current });
             }
         }
-        let table = self.namespaces.entry(commit.namespace.clone()).or_default();
+        let mut growth = Growth::default();
+        for op in &commit.ops {
+            let entry = self.entry(namespace, op.key());
+            let before = entry.map(|entry| entry.value.bytes().len());
+            let after = match op {
+                Op::Set { value, .. } => Some(value.bytes().len()),
+                Op::Delete { .. } => before.filter(|_| entry.filter(live).is_none()),
+                Op::Expire { .. } => before.filter(|_| entry.filter(live).is_some()),
+            };
+            growth.note(op.key(), before, after);
+        }
+        let usage = self.namespaces.get(namespace).map(|table| table.usage);
+        terms
+            .quotas
+            .admit(namespace, usage.unwrap_or_default(), self.total, growth)
+            .map_err(Rejection::OverQuota)?;
+        let table = self.namespaces.entry(namespace.clone()).or_default();
         let revision = Revision(self.revision.0 + 1);
         let mut changed = false;
         let mut existed = Vec::with_capacity(commit.ops.len());
         for op in &commit.ops {
-            let before = match op {
-                Op::Set { key, value } => {
-                    changed = true;
+            let before = table.entries.get(op.key());
+            let was_live = before.is_some_and(|entry| live(&entry));
+            let expiry = before.and_then(|entry| entry.expires_at);
+            let goes = match op {
+                Op::Set { .. } => true,
+                Op::Delete { .. } => was_live,
+                Op::Expire { .. } => before.is_some() && !was_live,
+            };
+            existed.push(was_live || (goes && matches!(op, Op::Expire { .. })));
+            if !goes {
+                continue;
+            }
+            changed = true;
+            if let Some(at) = expiry {
+                self.expiries
+                    .remove(&(at, namespace.clone(), op.key().clone()));
+            }
+            match op {
+                Op::Set { key, value, ttl } => {
+                    let expires_at = terms.expiry(*ttl);
+                    if let Some(at) = expires_at {
+                        self.expiries.insert((at, namespace.clone(), key.clone()));
+                    }
                     let entry = Entry {
                         key: key.clone(),
                         value: value.clone(),
                         revision,
-                        updated_at: at,
+                        updated_at: terms.at,
+                        expires_at,
                     };
-                    table.insert(key.clone(), entry)
+                    table.entries.insert(key.clone(), entry);
                 }
-                Op::Delete { key } => {
-                    let before = table.remove(key);
-                    changed |= before.is_some();
-                    before
+                Op::Delete { key } | Op::Expire { key } => {
+                    table.entries.remove(key);
                 }
-            };
-            existed.push(before.is_some());
+            }
+        }
+        table.usage.grow(growth);
+        self.total.grow(growth);
+        if table.entries.is_empty() {
+            self.namespaces.remove(namespace);
         }
         if changed {
             self.revision = revision;
@@ -96,11 +145,14 @@ impl Tables {
                 Some(to) => Bound::Excluded(to.as_str()),
                 None => Bound::Unbounded,
             };
-            let mut entries = table.range::<str, _>((from, to));
+            let mut entries = table.entries.range::<str, _>((from, to));
             while let Some((_, entry)) = match stretch.direction {
                 Direction::Ascending => entries.next(),
                 Direction::Descending => entries.next_back(),
             } {
+                if entry.is_expired(stretch.now) {
+                    continue;
+                }
                 if !gather.admits(size(entry)) {
                     break;
                 }
@@ -124,9 +176,7 @@ impl StorageAdapter for MemoryAdapter {
     }
 
     fn get(&self, namespace: &Namespace, key: &Key) -> Result<Option<Entry>, Fault> {
-        let tables = self.tables.read();
-        let table = tables.namespaces.get(namespace);
-        Ok(table.and_then(|table| table.get(key)).cloned())
+        Ok(self.tables.read().entry(namespace, key).cloned())
     }
 
     fn get_many(
@@ -136,15 +186,9 @@ impl StorageAdapter for MemoryAdapter {
         _deadline: Instant,
     ) -> Result<Snapshot, Fault> {
         let tables = self.tables.read();
-        let entries = match tables.namespaces.get(namespace) {
-            Some(table) => keys
-                .iter()
-                .filter_map(|key| table.get(key).cloned())
-                .collect(),
-            None => Vec::new(),
-        };
+        let entries = keys.iter().filter_map(|key| tables.entry(namespace, key));
         Ok(Snapshot {
-            entries,
+            entries: entries.cloned().collect(),
             revision: tables.revision,
         })
     }
@@ -165,13 +209,69 @@ impl StorageAdapter for MemoryAdapter {
     fn commit(
         &self,
         batch: &[Commit],
-        at: SystemTime,
+        terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault> {
         let mut tables = self.tables.write();
         Ok(batch
             .iter()
-            .map(|commit| tables.apply(commit, at))
+            .map(|commit| tables.apply(commit, terms))
             .collect())
+    }
+
+    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
+        let tables = self.tables.read();
+        let table = tables.namespaces.get(namespace);
+        Ok(table.map_or_else(Usage::default, |table| table.usage))
+    }
+
+    fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
+        let tables = self.tables.read();
+        let used = tables.namespaces.iter();
+        Ok(used
+            .map(|(name, table)| (name.clone(), table.usage))
+            .collect())
+    }
+
+    fn due(&self, now: SystemTime, limit: usize) -> Result<Due, Fault> {
+        let tables = self.tables.read();
+        let mut due = Due::default();
+        for (at, namespace, key) in &tables.expiries {
+            if !has_passed(Some(*at), now) || due.expired.len() >= limit {
+                due.next = Some(*at);
+                break;
+            }
+            due.expired.push((namespace.clone(), key.clone()));
+        }
+        Ok(due)
+    }
+
+    fn rebase(&self, before: SystemTime, now: SystemTime) -> Result<u64, CommitFault> {
+        let mut tables = self.tables.write();
+        let later = tables
+            .expiries
+            .split_off(&(before, first_namespace(), first_key()));
+        let shifted = std::mem::replace(&mut tables.expiries, later);
+        let entry = |tables: &Tables, namespace: &Namespace, key: &Key| {
+            tables.entry(namespace, key).map(|entry| entry.updated_at)
+        };
+        let written = shifted.iter().filter_map(|(_, n, k)| entry(&tables, n, k));
+        let by = written
+            .max()
+            .and_then(|latest| now.duration_since(latest).ok())
+            .unwrap_or_default();
+        let count = shifted.len() as u64;
+        for (at, namespace, key) in shifted {
+            let table = tables.namespaces.get_mut(&namespace);
+            if let Some(entry) = table.and_then(|table| table.entries.get_mut(&key)) {
+                entry.expires_at = Some(at + by);
+            }
+            tables.expiries.insert((at + by, namespace, key));
+        }
+        Ok(count)
+    }
+
+    fn check(&self) -> Result<Vec<String>, CopyFault> {
+        Ok(Vec::new())
     }
 
     fn maintain(&self, _moment: Moment) -> Upkeep {
@@ -183,4 +283,14 @@ impl StorageAdapter for MemoryAdapter {
     }
 
     fn close(&self) {}
+}
+
+/// The least there is.
+fn first_namespace() -> Namespace {
+    Namespace::parse("0").expect("a good namespace")
+}
+
+/// The least there is but a space's neighbours: no key is empty.
+fn first_key() -> Key {
+    Key::parse(" ").expect("a good key")
 }

@@ -28,6 +28,10 @@
 //! - A read of one key never goes below a revision that was answered before it began, from memory or
 //!   from disk. `get_many` and each page are one snapshot; pages together are not.
 //! - Values come back byte for byte.
+//! - An entry whose time has passed is absent at once, for reads and for conditions; it is removed, and
+//!   watchers hear EXPIRED, soon after. Time is that of the store's own clock (`clock.rs`).
+//! - A watcher that reads everything knows every change of its keys in order, or is told what it
+//!   missed: marked changes while it is slow, COMPACTED when it cannot go on (`changes.rs`).
 //!
 //! # Full, slow, dead, stopping
 //! - *Full queue* (4,096 writes or 16 MiB): QUEUE_FULL at once, counted. *Full disk*: DISK_LOW for what
@@ -36,7 +40,9 @@
 //! - *Slow disk*: writes group; one that is still queued at its deadline is dropped and answered
 //!   DEADLINE, not applied; one that is with the engine already, DEADLINE with outcome unknown. Reads
 //!   end at [`READ_TIMEOUT`], waiting for a connection included. How many wait is bounded by how many
-//!   requests their callers may have in flight.
+//!   requests their callers may have in flight. A backup or a check may take longer; there is one at a
+//!   time, and it ends early rather than let the engine's log grow without bound.
+//! - *Full namespace, full store*: QUOTA_KEYS, QUOTA_BYTES for what would make it larger (`quota.rs`).
 //! - *Failed commit* or a panic of the engine: everyone in the batch hears STORAGE_FAILED with
 //!   outcome unknown; then the engine is opened anew and checked, the cache emptied, the epoch new. If that
 //!   fails, writes are refused (not applied) and it is tried again after 1 s, then ever less often up to
@@ -47,16 +53,22 @@
 //!   closes the engine. Dropping the last handle does the same without waiting.
 
 mod adapter;
+mod admin;
 mod cache;
+mod changes;
+mod clock;
 mod config;
 mod error;
+mod lines;
 mod mailbox;
 mod memory;
 mod names;
 mod page_token;
+mod quota;
 mod request;
 mod sqlite;
 mod stats;
+mod watch;
 mod writer;
 
 #[cfg(test)]
@@ -66,7 +78,7 @@ mod failure_tests;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
@@ -74,23 +86,31 @@ use tokio::time::{Instant, timeout_at};
 
 pub use crate::types::json::{Json, NotJson};
 pub use adapter::{
-    AdapterInfo, Applied, Check, Commit, CommitFault, Entry, Found, Moment, Op, Rejection,
-    Snapshot, StorageAdapter, Stretch, Upkeep,
+    AdapterInfo, Applied, Check, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op,
+    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
 };
+pub use admin::{Backup, NamespaceUsage};
+pub use changes::{Change, Cursor, What};
+pub use clock::MAX_TTL;
 pub use config::{AdapterKind, Config, Durability};
 pub use error::{EngineError, Error, Fault, OpenError};
+pub use lines::{Exporter, ImportError, Importer};
 pub use memory::MemoryAdapter;
 pub use names::{Direction, Key, KeyRange, Namespace};
+pub use quota::{OverQuota, OwnQuota, Quota, Quotas, Usage};
 pub use request::{
     AfterCommit, Apply, DEFAULT_PAGE_SIZE, Deleted, MAX_APPLY_BYTES, MAX_GET_KEYS, MAX_OPS,
     MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page, Query, Written,
 };
 pub use sqlite::SqliteAdapter;
+pub use sqlite::offline;
 pub use stats::StatsSnapshot;
+pub use watch::{MAX_PREFIXES, Watch, WatchItem, WatchRequest};
 
 use crate::error::Outcome;
 use crate::types::{Epoch, Revision};
 use cache::{Cache, Lookup};
+use clock::StoreClock;
 use mailbox::{Claim, Command, Mailbox, Refused};
 use page_token::Listing;
 use request::{check_keys, single};
@@ -109,6 +129,8 @@ struct Inner {
     shared: Arc<Shared>,
     /// One permit per reader. Closed when the store is.
     readers: Arc<Semaphore>,
+    /// One backup or check at a time. Closed when the store is.
+    long_reader: Arc<Semaphore>,
     max_value_bytes: usize,
     info: AdapterInfo,
 }
@@ -125,12 +147,22 @@ impl Storage {
     /// # Errors
     /// [`OpenError`]: bad settings, an engine that cannot say where it stands, no thread.
     pub fn open(adapter: Arc<dyn StorageAdapter>, config: &Config) -> Result<Self, OpenError> {
+        Self::open_by(adapter, config, StoreClock::of_the_system())
+    }
+
+    fn open_by(
+        adapter: Arc<dyn StorageAdapter>,
+        config: &Config,
+        clock: StoreClock,
+    ) -> Result<Self, OpenError> {
         config.validate()?;
         let info = adapter.info();
         let revision = adapter.revision().map_err(OpenError::Adapter)?;
         let mailbox = Mailbox::new(config.queue_commands, config.queue_bytes);
         let cache = Cache::new(config.cache_bytes);
-        let shared = Arc::new(Shared::new(adapter, mailbox, cache, revision));
+        let quotas = admin::load_quotas(&*adapter, config).map_err(OpenError::Adapter)?;
+        let shared = Shared::new(adapter, mailbox, cache, revision, clock, quotas);
+        let shared = Arc::new(shared);
         let writer = Writer::new(Arc::clone(&shared));
         std::thread::Builder::new()
             .name("storage-writer".to_owned())
@@ -144,6 +176,7 @@ impl Storage {
             inner: Arc::new(Inner {
                 shared,
                 readers: Arc::new(Semaphore::new(config.readers)),
+                long_reader: Arc::new(Semaphore::new(1)),
                 max_value_bytes: config.max_value_bytes,
                 info,
             }),
@@ -167,7 +200,7 @@ impl Storage {
                 stats.cache_hits.add(1);
                 // A caller who only meets the cache would never give way to other tasks.
                 tokio::task::coop::consume_budget().await;
-                return Ok(entry);
+                return Ok(self.inner.shared.live(entry));
             }
             Lookup::Unknown(ticket) => ticket,
         };
@@ -178,7 +211,7 @@ impl Storage {
             if let Some(ticket) = ticket {
                 shared.cache.fill(ticket, entry.as_ref());
             }
-            Ok(entry)
+            Ok(shared.live(entry))
         })
         .await
     }
@@ -193,8 +226,13 @@ impl Storage {
     pub async fn get_many(&self, namespace: &Namespace, keys: &[Key]) -> Result<Snapshot, Error> {
         check_keys(keys)?;
         let (namespace, keys) = (namespace.clone(), keys.to_vec());
-        self.read(move |shared, deadline| shared.adapter.get_many(&namespace, &keys, deadline))
-            .await
+        self.read(move |shared, deadline| {
+            let mut snapshot = shared.adapter.get_many(&namespace, &keys, deadline)?;
+            let now = shared.clock.now();
+            snapshot.entries.retain(|entry| !entry.is_expired(now));
+            Ok(snapshot)
+        })
+        .await
     }
 
     /// Reads a page of keys, in the order of their bytes.
@@ -206,7 +244,7 @@ impl Storage {
     /// # Cancel safety
     /// Nothing is lost but the answer.
     pub async fn list_keys(&self, query: Query) -> Result<Page<Key>, Error> {
-        let stretch = stretch(Listing::Keys, &query)?;
+        let stretch = self.stretch(Listing::Keys, &query)?;
         let found = self
             .read(move |shared, deadline| shared.adapter.list_keys(&stretch, deadline))
             .await?;
@@ -222,7 +260,7 @@ impl Storage {
     /// # Cancel safety
     /// Nothing is lost but the answer.
     pub async fn scan(&self, query: Query) -> Result<Page<Entry>, Error> {
-        let stretch = stretch(Listing::Entries, &query)?;
+        let stretch = self.stretch(Listing::Entries, &query)?;
         let found = self
             .read(move |shared, deadline| shared.adapter.scan(&stretch, deadline))
             .await?;
@@ -267,7 +305,27 @@ impl Storage {
         if_revision: Option<Revision>,
         deadline: Instant,
     ) -> impl Future<Output = Result<Written, Error>> + Send + use<> {
+        self.set_for(namespace, key, value, None, if_revision, deadline)
+    }
+
+    /// As [`Self::set`], for a time: afterwards the key is absent. At most [`MAX_TTL`].
+    ///
+    /// # Errors
+    /// Those of [`Self::set`], and [`Error::BadField`] for the time.
+    ///
+    /// # Cancel safety
+    /// The write goes on.
+    pub fn set_for(
+        &self,
+        namespace: &Namespace,
+        key: Key,
+        value: Bytes,
+        ttl: Option<Duration>,
+        if_revision: Option<Revision>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Written, Error>> + Send + use<> {
         let waiting = Op::set(key, value)
+            .map(|op| op.lasting(ttl))
             .and_then(|op| self.enqueue(single(namespace, op, if_revision), deadline));
         async move {
             let applied = waiting?.answer().await?;
@@ -309,6 +367,12 @@ impl Storage {
         self.inner.shared.revision()
     }
 
+    /// The store's clock: by it entries expire.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        self.inner.shared.clock.now()
+    }
+
     /// This incarnation of the store's changes: new at each start and after each reopening.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -319,6 +383,12 @@ impl Storage {
     #[must_use]
     pub fn info(&self) -> &AdapterInfo {
         &self.inner.info
+    }
+
+    /// Watches that live now.
+    #[must_use]
+    pub fn watches(&self) -> usize {
+        self.inner.shared.changes.lock().watchers()
     }
 
     /// The counters.
@@ -334,6 +404,8 @@ impl Storage {
     /// Closing goes on.
     pub async fn close(&self) {
         self.inner.readers.close();
+        self.inner.long_reader.close();
+        self.inner.shared.adapter.interrupt();
         self.inner.shared.mailbox.close();
         let mut ended = self.inner.shared.ended.subscribe();
         // An error would mean that the sender is gone, and it lives in `shared`.
@@ -366,6 +438,24 @@ impl Storage {
             }
             Err(Refused::Closed) => Err(Error::ShuttingDown),
         }
+    }
+
+    fn stretch(&self, listing: Listing, query: &Query) -> Result<Stretch, Error> {
+        let limit = query.check()?;
+        let start = if query.page_token.is_empty() {
+            query.start_after.clone()
+        } else {
+            page_token::read(listing, query)?.to_string()
+        };
+        let start = (!start.is_empty()).then_some(start);
+        Ok(Stretch {
+            namespace: query.namespace.clone(),
+            range: KeyRange::new(&query.prefix, start.as_deref(), query.direction),
+            direction: query.direction,
+            limit,
+            max_bytes: MAX_PAGE_BYTES,
+            now: self.inner.shared.clock.now(),
+        })
     }
 
     async fn read<T: Send + 'static>(
@@ -435,23 +525,6 @@ impl Waiting {
             Outcome::Unknown
         }
     }
-}
-
-fn stretch(listing: Listing, query: &Query) -> Result<Stretch, Error> {
-    let limit = query.check()?;
-    let start = if query.page_token.is_empty() {
-        query.start_after.clone()
-    } else {
-        page_token::read(listing, query)?.to_string()
-    };
-    let start = (!start.is_empty()).then_some(start);
-    Ok(Stretch {
-        namespace: query.namespace.clone(),
-        range: KeyRange::new(&query.prefix, start.as_deref(), query.direction),
-        direction: query.direction,
-        limit,
-        max_bytes: MAX_PAGE_BYTES,
-    })
 }
 
 fn page<T>(listing: Listing, query: &Query, found: Found<T>, key: impl Fn(&T) -> &Key) -> Page<T> {

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::adapter::{Check, Commit, Op};
+use super::clock::MAX_TTL;
 use super::error::Error;
 use super::names::{Direction, Key, Namespace, check_key_part};
 use crate::types::Revision;
@@ -54,7 +55,7 @@ impl Apply {
         let mut seen = HashSet::with_capacity(self.ops.len());
         let mut total = 0;
         for op in &self.ops {
-            if let Op::Set { key, value } = op
+            if let Op::Set { key, value, .. } = op
                 && value.bytes().len() > max_value_bytes
             {
                 return Err(Error::TooLarge {
@@ -63,6 +64,14 @@ impl Apply {
                     size_bytes: value.bytes().len(),
                     limit_bytes: max_value_bytes,
                 });
+            }
+            if let Op::Set { ttl: Some(ttl), .. } = op
+                && (ttl.is_zero() || *ttl > MAX_TTL)
+            {
+                return Err(bad_field(
+                    "ttl",
+                    "more than nothing and at most 10 years are allowed",
+                ));
             }
             if self.ops.len() > 1 && !seen.insert(op.key()) {
                 return Err(Error::DuplicateKey {
@@ -198,6 +207,7 @@ mod tests {
         Op::Set {
             key: Key::parse(key).expect("good"),
             value: Json::parse(Bytes::from(text)).expect("good"),
+            ttl: None,
         }
     }
 
@@ -210,6 +220,26 @@ mod tests {
             after_commit_bytes: 0,
         };
         apply.check(256 << 10).map(|_| ())
+    }
+
+    #[test]
+    fn a_time_to_live_is_neither_nothing_nor_for_ever() {
+        use std::time::Duration;
+        let lasting = |time| check(vec![set("a", 2).lasting(Some(time))]);
+        for good in [Duration::from_nanos(1), Duration::from_secs(1), MAX_TTL] {
+            assert!(lasting(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            Duration::ZERO,
+            MAX_TTL + Duration::from_nanos(1),
+            Duration::MAX,
+        ] {
+            let refused = lasting(bad);
+            assert!(
+                matches!(refused, Err(Error::BadField { field: "ttl", .. })),
+                "{bad:?}"
+            );
+        }
     }
 
     #[test]

@@ -35,6 +35,10 @@ counters! {
     disk_low,
     /// Writes given up at their deadline before the engine saw them.
     expired,
+    /// Writes refused because of a quota.
+    over_quota,
+    /// Entries removed because their time had passed.
+    expirations,
     /// Transactions that failed.
     failed_commits,
     /// Times the engine was opened anew after a failure.

@@ -4,23 +4,32 @@
 //! gathers in the mailbox, so a lone caller gets the latency of one commit and many callers share it.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::adapter::{
-    Applied, Commit, CommitFault, Entry, Moment, Op, Rejection, StorageAdapter, Upkeep,
+    Applied, Commit, CommitFault, Entry, Moment, Op, Rejection, StorageAdapter, Terms, Upkeep,
 };
 use super::cache::{Cache, Place};
+use super::changes::{Change, Changes, Noted, RING_CHANGES, What};
+use super::clock::{StoreClock, trusted_from};
 use super::error::{EngineError, Error, Fault};
 use super::mailbox::{Command, Mailbox, Taken};
-use super::request::AfterCommit;
+use super::names::{Key, Namespace};
+use super::quota::{CORE_NAMESPACE, Quotas};
+use super::request::{AfterCommit, MAX_OPS};
 use super::stats::Stats;
 use crate::error::{Outcome, chain};
+use crate::types::json::Json;
 use crate::types::{Epoch, Revision};
 
 /// Nothing asked of the writer for so long counts as idle.
@@ -28,6 +37,12 @@ const QUIET: Duration = Duration::from_millis(100);
 /// After a failed reopening the next one waits so long, then twice as long, up to [`MAX_DELAY`].
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(60);
+/// Most entries that expire in one transaction: others' writes get their turn in between.
+const SWEEP_ENTRIES: usize = 512;
+/// A sweep that failed is tried again after this.
+const SWEEP_AGAIN: Duration = Duration::from_secs(10);
+/// How often a clock that is not set yet is looked at.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
 
 /// What the handle, the writer and the readers share.
 pub(super) struct Shared {
@@ -35,6 +50,11 @@ pub(super) struct Shared {
     pub(super) mailbox: Mailbox,
     pub(super) cache: Cache,
     pub(super) stats: Stats,
+    pub(super) clock: StoreClock,
+    /// Read by the writer at each commit, written by it when it commits a quota.
+    pub(super) quotas: RwLock<Quotas>,
+    /// Guards the ring of changes and its watchers; held to note one batch or to take one message.
+    pub(super) changes: Mutex<Changes>,
     /// Of the last answered write. Written by the writer, before it answers.
     revision: AtomicU64,
     /// Written by the writer when it has reopened the engine.
@@ -49,20 +69,31 @@ impl Shared {
         mailbox: Mailbox,
         cache: Cache,
         revision: Revision,
+        clock: StoreClock,
+        quotas: Quotas,
     ) -> Self {
+        let epoch = Epoch::random();
         Self {
             adapter,
             mailbox,
             cache,
             stats: Stats::default(),
+            clock,
+            quotas: RwLock::new(quotas),
+            changes: Mutex::new(Changes::new(epoch, revision, RING_CHANGES)),
             revision: AtomicU64::new(revision.0),
-            epoch: AtomicU64::new(Epoch::random().0),
+            epoch: AtomicU64::new(epoch.0),
             ended: watch::Sender::new(false),
         }
     }
 
     pub(super) fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// What callers see of an entry: nothing, once its time has passed.
+    pub(super) fn live(&self, entry: Option<Entry>) -> Option<Entry> {
+        entry.filter(|entry| entry.expires_at.is_none() || !entry.is_expired(self.clock.now()))
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -87,6 +118,8 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     broken: Option<Broken>,
     panics: u32,
+    /// By the store's clock: nothing expires before. None: nothing ever does.
+    next_expiry: Option<SystemTime>,
 }
 
 /// The engine failed and could not be opened anew.
@@ -103,6 +136,8 @@ struct End(Arc<Shared>);
 impl Drop for End {
     fn drop(&mut self) {
         self.0.mailbox.abandon();
+        let wakers = self.0.changes.lock().close();
+        wakers.into_iter().for_each(Waker::wake);
         self.0.ended.send_replace(true);
     }
 }
@@ -113,6 +148,7 @@ impl Writer {
             shared,
             broken: None,
             panics: 0,
+            next_expiry: None,
         }
     }
 
@@ -120,10 +156,14 @@ impl Writer {
     pub(super) fn run(mut self) {
         let end = End(Arc::clone(&self.shared));
         let mut upkeep = Upkeep::Done;
+        if self.shared.clock.is_trusted() {
+            // What an unset clock wrote before the last end of a core.
+            self.rebase();
+        }
+        self.next_expiry = Some(self.shared.clock.now());
+        self.sweep();
         loop {
-            // Without anything to do when idle the thread sleeps for good: no wake-ups.
-            let quiet = (upkeep == Upkeep::WantsIdle).then_some(QUIET);
-            match self.shared.mailbox.take(quiet) {
+            match self.shared.mailbox.take(self.patience(upkeep)) {
                 Taken::Batch(batch) => {
                     self.write(batch);
                     upkeep = self.maintain(Moment::Busy);
@@ -131,9 +171,79 @@ impl Writer {
                 Taken::Quiet => upkeep = self.maintain(Moment::Idle),
                 Taken::Closed => break,
             }
+            if self.shared.clock.learn_the_time() {
+                tracing::info!(
+                    "the wall clock is set now; what is to expire lasts as long as before"
+                );
+                self.rebase();
+            }
+            self.sweep();
         }
         self.shared.adapter.close();
         drop(end);
+    }
+
+    /// How long to wait for a write. Without anything to do the thread sleeps for good: no wake-ups.
+    fn patience(&self, upkeep: Upkeep) -> Option<Duration> {
+        let now = self.shared.clock.now();
+        let expiry = self.next_expiry.map(|at| {
+            let left = at.duration_since(now).unwrap_or_default();
+            // Short of it by a rounding would be once more around.
+            left + Duration::from_millis(1)
+        });
+        let look = (!self.shared.clock.is_trusted()).then_some(CLOCK_LOOK);
+        let quiet = (upkeep == Upkeep::WantsIdle).then_some(QUIET);
+        [expiry, look, quiet].into_iter().flatten().min()
+    }
+
+    /// Removes entries whose time has passed, if there may be any.
+    fn sweep(&mut self) {
+        let now = self.shared.clock.now();
+        if self.broken.is_some() || self.next_expiry.is_none_or(|at| at > now) {
+            return;
+        }
+        let due = match self.shared.adapter.due(now, SWEEP_ENTRIES) {
+            Ok(due) => due,
+            Err(fault) => {
+                tracing::warn!(error = %chain(&fault), "expired entries were not looked for");
+                self.next_expiry = Some(now + SWEEP_AGAIN);
+                return;
+            }
+        };
+        self.next_expiry = due.next;
+        let mut by_namespace: BTreeMap<Namespace, Vec<Key>> = BTreeMap::new();
+        for (namespace, key) in due.expired {
+            by_namespace.entry(namespace).or_default().push(key);
+        }
+        let mut commits = Vec::new();
+        for (namespace, keys) in &by_namespace {
+            commits.extend(keys.chunks(MAX_OPS).map(|keys| {
+                Commit {
+                    namespace: namespace.clone(),
+                    checks: Vec::new(),
+                    ops: keys
+                        .iter()
+                        .map(|key| Op::Expire { key: key.clone() })
+                        .collect(),
+                }
+            }));
+        }
+        if !commits.is_empty() && !self.commit(&commits, None) {
+            self.next_expiry = Some(now + SWEEP_AGAIN);
+        }
+    }
+
+    /// Shifts what an unset clock wrote.
+    fn rebase(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        match shared.adapter.rebase(trusted_from(), shared.clock.now()) {
+            Ok(0) => return,
+            Ok(entries) => tracing::info!(entries, "expiries of an unset clock were shifted"),
+            Err(fault) => self.fail(Vec::new(), fault),
+        }
+        // Entries in memory have the old times.
+        shared.cache.clear();
+        self.next_expiry = Some(shared.clock.now());
     }
 
     fn maintain(&self, moment: Moment) -> Upkeep {
@@ -176,43 +286,79 @@ impl Writer {
             }
             return;
         }
-        self.shared.cache.begin(commits.iter().flat_map(places));
-        let at = whole_microseconds(SystemTime::now());
-        let adapter = &self.shared.adapter;
-        match catch_unwind(AssertUnwindSafe(|| adapter.commit(&commits, at))) {
-            Ok(Ok(results)) => self.settle(&commits, replies, results, at),
-            Ok(Err(fault)) => self.fail(replies, fault),
+        self.commit(&commits, Some(replies));
+    }
+
+    /// Commits a batch and tells everyone; without replies it is the store's own. Whether all of it
+    /// took effect.
+    fn commit(&mut self, commits: &[Commit], replies: Option<Vec<Reply>>) -> bool {
+        let shared = Arc::clone(&self.shared);
+        shared.cache.begin(commits.iter().flat_map(places));
+        let quotas = shared.quotas.read();
+        let terms = Terms {
+            at: shared.clock.wall(),
+            now: shared.clock.now(),
+            quotas: &quotas,
+        };
+        let adapter = &shared.adapter;
+        let fault = match catch_unwind(AssertUnwindSafe(|| adapter.commit(commits, &terms))) {
+            Ok(Ok(results)) => {
+                let all = results.iter().all(Result::is_ok);
+                self.note_expiries(commits, &terms);
+                let committed = Committed::new(commits, &results, &terms);
+                drop(quotas);
+                self.settle(commits, replies, results, committed);
+                return all;
+            }
+            Ok(Err(fault)) => fault,
             Err(panic) => {
                 self.panics += 1;
                 let fault = Fault::Failed(panicked(&*panic));
                 let outcome = Outcome::Unknown;
-                self.fail(replies, CommitFault { fault, outcome });
+                CommitFault { fault, outcome }
             }
-        }
+        };
+        drop(quotas);
+        self.fail(replies.unwrap_or_default(), fault);
+        false
     }
 
-    /// The batch is on disk: cache, revision, then each one's own afterwards and answer.
+    fn note_expiries(&mut self, commits: &[Commit], terms: &Terms<'_>) {
+        let expiries = commits.iter().flat_map(|commit| &commit.ops);
+        let expiries = expiries.filter_map(|op| match op {
+            Op::Set { ttl, .. } => terms.expiry(*ttl),
+            Op::Delete { .. } | Op::Expire { .. } => None,
+        });
+        self.next_expiry = expiries.chain(self.next_expiry).min();
+    }
+
+    /// The batch is on disk: cache, revision, watchers, then each one's own afterwards and answer.
     fn settle(
         &self,
         commits: &[Commit],
-        replies: Vec<Reply>,
+        replies: Option<Vec<Reply>>,
         results: Vec<Result<Applied, Rejection>>,
-        at: SystemTime,
+        committed: Committed,
     ) {
-        assert_eq!(results.len(), replies.len(), "one answer for each item");
-        let applied = |index: usize| results[index].as_ref().ok();
-        let changes = commits.iter().enumerate().filter_map(|(index, commit)| {
-            applied(index).map(|applied| changes(commit, applied.revision, at))
-        });
-        self.shared.cache.finish(changes.flatten());
-
         let stats = &self.shared.stats;
         stats.batches.add(1);
+        self.shared.cache.finish(committed.entries());
+        committed.learn_quotas(&self.shared.quotas);
         let last = results.iter().flatten().map(|applied| applied.revision.0);
         if let Some(last) = last.max() {
             self.shared.revision.fetch_max(last, Ordering::AcqRel);
         }
-        for (reply, result) in replies.into_iter().zip(results) {
+        let expired = committed.changes.iter();
+        let expired = expired.filter(|noted| noted.change.what == What::Expired);
+        stats.expirations.add(expired.count() as u64);
+        let revision = self.shared.revision();
+        let wakers = self.shared.changes.lock().note(committed.changes, revision);
+        wakers.into_iter().for_each(Waker::wake);
+        let Some(replies) = replies else {
+            return;
+        };
+        assert_eq!(results.len(), replies.len(), "one answer for each item");
+        for ((reply, result), commit) in replies.into_iter().zip(results).zip(commits) {
             match result {
                 Ok(applied) => {
                     stats.commits.add(1);
@@ -227,6 +373,11 @@ impl Writer {
                 Err(Rejection::DiskFull(source)) => {
                     stats.disk_low.add(1);
                     reply.send(Err(Error::DiskLow { source }));
+                }
+                Err(Rejection::OverQuota(over)) => {
+                    stats.over_quota.add(1);
+                    let namespace = commit.namespace.to_string();
+                    reply.send(Err(Error::OverQuota { namespace, over }));
                 }
             }
         }
@@ -285,8 +436,11 @@ impl Writer {
                 self.shared.revision.store(revision.0, Ordering::Release);
                 let epoch = Epoch::random();
                 self.shared.epoch.store(epoch.0, Ordering::Release);
+                let wakers = self.shared.changes.lock().begin_anew(epoch, revision);
+                wakers.into_iter().for_each(Waker::wake);
                 self.shared.stats.reopened.add(1);
                 self.broken = None;
+                self.next_expiry = Some(self.shared.clock.now());
                 tracing::warn!(%revision, %epoch, "storage is open again");
                 Ok(())
             }
@@ -310,32 +464,69 @@ fn places(commit: &Commit) -> impl Iterator<Item = Place> + '_ {
     commit.ops.iter().map(place)
 }
 
-fn changes(
-    commit: &Commit,
-    revision: Revision,
-    at: SystemTime,
-) -> impl Iterator<Item = (Place, Option<Entry>)> + '_ {
-    commit.ops.iter().map(move |op| {
-        let entry = match op {
-            Op::Set { key, value } => Some(Entry {
-                key: key.clone(),
-                value: value.clone(),
-                revision,
-                updated_at: at,
-            }),
-            Op::Delete { .. } => None,
-        };
-        ((commit.namespace.clone(), op.key().clone()), entry)
-    })
+/// What a batch changed, in order.
+struct Committed {
+    changes: Vec<Noted>,
 }
 
-/// What adapters keep, so that an entry has the same time from memory and from disk.
-fn whole_microseconds(time: SystemTime) -> SystemTime {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
-    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
+impl Committed {
+    fn new(commits: &[Commit], results: &[Result<Applied, Rejection>], terms: &Terms<'_>) -> Self {
+        let mut changes = Vec::new();
+        for (commit, result) in commits.iter().zip(results) {
+            let Ok(applied) = result else {
+                continue;
+            };
+            for (op, existed) in commit.ops.iter().zip(&applied.existed) {
+                let what = match op {
+                    Op::Set { key, value, ttl } => What::Put(Entry {
+                        key: key.clone(),
+                        // A copy: it may be a slice of a much larger message that would be kept with it.
+                        value: Json::trusted(Bytes::copy_from_slice(value.bytes())),
+                        revision: applied.revision,
+                        updated_at: terms.at,
+                        expires_at: terms.expiry(*ttl),
+                    }),
+                    Op::Delete { .. } if *existed => What::Deleted,
+                    Op::Expire { .. } if *existed => What::Expired,
+                    Op::Delete { .. } | Op::Expire { .. } => continue,
+                };
+                changes.push(Noted {
+                    namespace: commit.namespace.clone(),
+                    change: Change {
+                        key: op.key().clone(),
+                        revision: applied.revision,
+                        what,
+                        conflated: false,
+                    },
+                    created: !existed,
+                });
+            }
+        }
+        Self { changes }
+    }
+
+    /// What the places of the changes hold now.
+    fn entries(&self) -> impl Iterator<Item = (Place, Option<Entry>)> + '_ {
+        self.changes.iter().map(|noted| {
+            let place = (noted.namespace.clone(), noted.change.key.clone());
+            let entry = match &noted.change.what {
+                What::Initial(entry) | What::Put(entry) => Some(entry.clone()),
+                What::Deleted | What::Expired => None,
+            };
+            (place, entry)
+        })
+    }
+
+    fn learn_quotas(&self, quotas: &RwLock<Quotas>) {
+        let of_the_core = |noted: &&Noted| noted.namespace.as_str() == CORE_NAMESPACE;
+        for noted in self.changes.iter().filter(of_the_core) {
+            let value = match &noted.change.what {
+                What::Initial(entry) | What::Put(entry) => Some(entry.value.as_str()),
+                What::Deleted | What::Expired => None,
+            };
+            quotas.write().learn(&noted.change.key, value);
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

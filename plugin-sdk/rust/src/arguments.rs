@@ -200,6 +200,14 @@ pub(crate) fn encode(arguments: &(impl Serialize + ?Sized)) -> Result<Bytes> {
     })
 }
 
+/// A time for the wire.
+pub(crate) fn duration(time: std::time::Duration) -> Result<Option<prost_types::Duration>> {
+    let sent = prost_types::Duration::try_from(time);
+    sent.map(Some).map_err(|error| {
+        Error::invalid_argument(format!("{time:?}: {error}")).with_reason("BAD_FIELD")
+    })
+}
+
 /// Writes a value as JSON.
 pub(crate) fn encode_json(value: &(impl Serialize + ?Sized)) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {

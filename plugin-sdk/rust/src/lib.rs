@@ -67,7 +67,8 @@ pub mod testing;
 
 pub use context::{
     Batch, CallOptions, Ctx, Dependencies, DependencyChange, Health, NewEvent, Position, Range,
-    State, StateChange, StateChangeKind, StateEntry, StateWatch, Storage, StorageEntry,
+    State, StateChange, StateChangeKind, StateEntry, StateWatch, Storage, StorageChange,
+    StorageEntry, StorageUsage, StorageWatch,
 };
 pub use error::{Code, Error, Origin, Outcome, Result};
 pub use events::{Event, Gap, GapReason, Subscribe, Subscribed, Subscription};

@@ -184,6 +184,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 key: "a/b".to_owned(),
                 value: "[1,2]".into(),
                 if_revision: Some(3),
+                ..Default::default()
             }
             .encode_to_vec(),
         ),
@@ -200,7 +201,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             v1::StateEngineSetRequest {
                 key: "peer.mood".to_owned(),
                 value: "\"good\"".into(),
-                if_revision: None,
+                ..Default::default()
             }
             .encode_to_vec(),
         ),

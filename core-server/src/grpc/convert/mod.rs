@@ -6,6 +6,7 @@ pub(super) mod events;
 pub(super) mod plugins;
 pub(super) mod registry;
 pub(super) mod state;
+pub(super) mod storage;
 
 use std::time::{Duration, SystemTime};
 

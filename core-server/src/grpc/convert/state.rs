@@ -13,6 +13,9 @@ pub(in crate::grpc) fn entry(entry: &Entry) -> v1::StateEntry {
         writer: entry.writer.as_str().to_owned(),
         changed_at: Some(time_to_proto(entry.changed_at)),
         reported_at: Some(time_to_proto(entry.reported_at)),
+        expires_at: entry.expires_at.map(time_to_proto),
+        owned: entry.owner.is_some(),
+        stale: entry.stale,
     }
 }
 
@@ -23,6 +26,9 @@ pub(in crate::grpc) fn change(change: &Change) -> v1::StateChange {
             ChangeKind::Set => v1::state_change::Kind::Set,
             ChangeKind::Deleted => v1::state_change::Kind::Deleted,
             ChangeKind::Reported => v1::state_change::Kind::Reported,
+            ChangeKind::Stale => v1::state_change::Kind::Stale,
+            ChangeKind::Live => v1::state_change::Kind::Live,
+            ChangeKind::Expired => v1::state_change::Kind::Expired,
         }
         .into(),
         entry: Some(entry(&change.entry)),

@@ -1,5 +1,6 @@
 //! Tests of the whole engine; the table against a plain map, watchers against the table.
 
+mod lifetimes;
 mod model;
 
 use std::time::Duration;

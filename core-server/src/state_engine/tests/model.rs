@@ -15,7 +15,10 @@ enum Step {
         key: usize,
         value: usize,
         if_revision: Option<u64>,
+        owned: bool,
     },
+    /// Of the run that owns keys; a new one follows.
+    EndRun,
     Delete {
         key: usize,
         if_revision: Option<u64>,
@@ -37,8 +40,9 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let revision = || prop::option::weighted(0.3, 0..12_u64);
     let step = prop_oneof![
-        6 => (0..6_usize, 0..3_usize, revision())
-            .prop_map(|(key, value, if_revision)| Step::Set { key, value, if_revision }),
+        6 => (0..6_usize, 0..3_usize, revision(), prop::bool::ANY)
+            .prop_map(|(key, value, if_revision, owned)| Step::Set { key, value, if_revision, owned }),
+        1 => Just(Step::EndRun),
         2 => (0..6_usize, revision()).prop_map(|(key, if_revision)| Step::Delete { key, if_revision }),
         1 => (0..6_usize, prop::option::of(0..6_usize), 1..5_usize)
             .prop_map(|(prefix, after, limit)| Step::List { prefix, after, limit }),
@@ -53,7 +57,7 @@ struct Follower {
     watch: Watch,
     pattern: Pattern,
     reports: bool,
-    map: BTreeMap<String, (Bytes, Revision)>,
+    map: BTreeMap<String, (Bytes, Revision, bool)>,
     live: bool,
     told_to: Revision,
 }
@@ -79,12 +83,15 @@ impl Follower {
     fn follow(&mut self, change: &Change) {
         let key = change.entry.key.to_string();
         assert!(self.pattern.matches(&key));
-        let known = self.map.get(&key).map(|(value, _)| value.clone());
+        let known = self.map.get(&key).map(|(value, ..)| value.clone());
         assert_eq!(change.old_value, known, "{change:?}");
         assert_eq!(change.kind == ChangeKind::Initial, !self.live);
         match change.kind {
             ChangeKind::Reported => assert!(self.reports),
             ChangeKind::Initial => {}
+            ChangeKind::Stale => assert!(change.entry.stale),
+            ChangeKind::Live => assert!(!change.entry.stale || change.conflated),
+            ChangeKind::Expired => panic!("no time passes"),
             ChangeKind::Set | ChangeKind::Deleted => {
                 assert!(change.entry.revision > self.told_to, "out of order");
                 self.told_to = change.entry.revision;
@@ -94,10 +101,18 @@ impl Follower {
             assert!(change.entry.value.is_empty());
             assert!(self.map.remove(&key).is_some());
         } else {
-            let entry = (change.entry.value.clone(), change.entry.revision);
+            let entry = &change.entry;
+            let entry = (entry.value.clone(), entry.revision, entry.stale);
             self.map.insert(key, entry);
         }
     }
+}
+
+struct Modelled {
+    value: String,
+    revision: u64,
+    owned: bool,
+    stale: bool,
 }
 
 fn run(steps: Vec<Step>) {
@@ -106,7 +121,8 @@ fn run(steps: Vec<Step>) {
         watch_batch_bytes: 280,
         ..Config::default()
     });
-    let mut model: BTreeMap<&str, (String, u64)> = BTreeMap::new();
+    let mut model: BTreeMap<&str, Modelled> = BTreeMap::new();
+    let mut run = RunId::random();
     let mut revision = 0;
     let mut followers: Vec<Follower> = Vec::new();
     for step in steps {
@@ -115,38 +131,50 @@ fn run(steps: Vec<Step>) {
                 key: index,
                 value,
                 if_revision,
+                owned,
             } => {
                 let name = KEYS[index];
                 let value = value.to_string();
-                let current = model.get(name).map_or(0, |(_, revision)| *revision);
-                let answer = engine.set(
-                    &plugin("lamp"),
-                    &key(name),
-                    value.clone().into(),
-                    if_revision.map(Revision),
-                    None,
-                );
+                let current = model.get(name).map_or(0, |held| held.revision);
+                let options = SetOptions {
+                    if_revision: if_revision.map(Revision),
+                    owner: owned.then(|| run.clone()),
+                    ..SetOptions::default()
+                };
+                let bytes = value.clone().into();
+                let answer = engine.set_with(&plugin("lamp"), &key(name), bytes, options);
                 if if_revision.is_some_and(|expected| expected != current) {
                     assert!(matches!(answer, Err(Error::RevisionMismatch { .. })));
                     continue;
                 }
-                let changed = model.get(name).is_none_or(|(old, _)| *old != value);
-                if changed {
-                    revision += 1;
-                    model.insert(name, (value, revision));
-                }
+                let changed = model.get(name).is_none_or(|held| held.value != value);
+                revision += u64::from(changed);
+                let held = Modelled {
+                    value,
+                    revision: if changed { revision } else { current },
+                    owned,
+                    stale: false,
+                };
                 let receipt = SetReceipt {
-                    revision: Revision(model[name].1),
+                    revision: Revision(held.revision),
                     changed,
                 };
+                model.insert(name, held);
                 assert_eq!(answer, Ok(receipt));
+            }
+            Step::EndRun => {
+                engine.end_run(&run);
+                run = RunId::random();
+                for held in model.values_mut() {
+                    held.stale |= held.owned;
+                }
             }
             Step::Delete {
                 key: index,
                 if_revision,
             } => {
                 let name = KEYS[index];
-                let current = model.get(name).map_or(0, |(_, revision)| *revision);
+                let current = model.get(name).map_or(0, |held| held.revision);
                 let expected = if_revision.map(Revision);
                 let answer = engine.delete(&plugin("lamp"), &key(name), expected, None);
                 if if_revision.is_some_and(|expected| expected != current) {
@@ -216,9 +244,12 @@ fn run(steps: Vec<Step>) {
             .iter()
             .filter(|(key, _)| follower.pattern.matches(key));
         let expected: BTreeMap<_, _> = watched
-            .map(|(key, (value, revision))| {
-                let value = Bytes::from(value.clone());
-                ((*key).to_owned(), (value, Revision(*revision)))
+            .map(|(key, held)| {
+                let value = Bytes::from(held.value.clone());
+                (
+                    (*key).to_owned(),
+                    (value, Revision(held.revision), held.stale),
+                )
             })
             .collect();
         assert_eq!(follower.map, expected);

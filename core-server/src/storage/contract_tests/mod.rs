@@ -1,9 +1,12 @@
 //! The contract of Storage: one suite, run against every adapter. A test is a function over a
 //! [`Bench`]; the list at the end makes it two tests. An adapter that does not pass does not ship.
 
+mod expiry;
 mod model;
+mod quotas;
 mod reads;
 mod restarts;
+mod watches;
 mod writes;
 
 use std::collections::{BTreeMap, HashSet};
@@ -173,6 +176,23 @@ contract! {
         a_reader_never_goes_back_while_others_write,
         keys_come_in_the_order_of_their_bytes_page_by_page,
         a_scan_ends_early_before_a_mebibyte_and_goes_on;
+    expiry:
+        what_has_expired_is_absent_at_once_and_then_removed,
+        each_write_says_anew_how_long_it_lasts,
+        many_expire_in_several_transactions_and_all_are_told,
+        time_goes_on_while_no_core_runs,
+        an_unset_clock_costs_nobody_an_entry,
+        setting_the_clock_expires_nothing;
+    watches:
+        a_watch_tells_what_is_there_and_then_each_change,
+        a_watch_resumes_behind_its_cursor_or_says_that_it_cannot,
+        watchers_miss_nothing_while_others_write,
+        a_slow_watcher_gets_the_newest_of_each_key_marked,
+        prefixes_choose_and_bounds_are_kept;
+    quotas:
+        usage_is_what_is_there,
+        only_growth_beyond_a_quota_is_refused,
+        lines_bring_everything_back_byte_for_byte;
     restarts:
         what_was_answered_survives_a_crash,
         a_closed_store_refuses_and_opens_again_as_it_was;

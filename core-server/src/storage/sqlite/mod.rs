@@ -5,16 +5,19 @@
 //!   of somebody's commit. As many read-only connections as there are concurrent reads.
 //! - A batch is one transaction. No SAVEPOINT is needed inside it: an item's checks all come before
 //!   its first write, and after them only the engine can fail, which ends the whole transaction.
-//! - Disk full: the transaction is rolled back and its items are tried one by one, so that deletes and
-//!   small writes go on. It is known that nothing of it is on disk: the mark that makes a transaction
+//! - Disk full: the transaction is rolled back and its deletes are tried one by one, with the room of a
+//!   reserve; what sets anything is refused until there is room again (`room.rs`). It is known that nothing of it is on disk: the mark that makes a transaction
 //!   valid is part of its last frame, and the write of some frame failed.
 //! - Any other failure of COMMIT is "unknown": the frames may have reached the disk. The connection is
 //!   given up without a checkpoint, so that the next one finds the log as it is and decides.
 //! - Damage is reported. The file is never repaired, recreated or removed.
 
+mod backup;
 mod connection;
 mod lock;
+pub mod offline;
 mod read;
+mod room;
 mod schema;
 mod write;
 
@@ -27,17 +30,20 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::time::Instant;
 
 use super::adapter::{
-    AdapterInfo, Applied, Commit, CommitFault, Entry, Found, Moment, Rejection, Snapshot,
-    StorageAdapter, Stretch, Upkeep,
+    AdapterInfo, Applied, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op, Rejection,
+    Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
 };
 use super::config::Durability;
-use super::error::{Fault, OpenError};
+use super::error::{EngineError, Fault, OpenError};
 use super::names::{Key, Namespace};
+use super::quota::Usage;
 use crate::error::{Outcome, chain};
 use crate::types::Revision;
+use backup::LongReader;
 use lock::LockFile;
 use read::Readers;
-use write::Failure;
+use room::Room;
+use write::{Failure, Standing};
 
 /// When idle, so many frames of the log that are not in the database yet are moved there.
 const PASSIVE_FRAMES: i64 = 1_000;
@@ -45,6 +51,8 @@ const PASSIVE_FRAMES: i64 = 1_000;
 const TRUNCATE_FRAMES: i64 = 16_384;
 /// After an attempt to empty the log that readers prevented, so much growth before the next one.
 const TRUNCATE_AGAIN_FRAMES: i64 = 1_024;
+/// Of the database.
+const PAGE_BYTES: u64 = 4_096;
 /// Emptying the log waits so long for readers; every write waits with it.
 const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -56,14 +64,17 @@ pub struct SqliteAdapter {
     /// Guards the writing connection. Only the writer's thread takes it while the store is open, so
     /// it is never waited for.
     writer: Mutex<Writer>,
+    /// The backup or check that runs.
+    long_reader: LongReader,
 }
 
 struct Writer {
     /// None: closed, or given up until it is reopened.
     connection: Option<Connection>,
-    revision: Revision,
+    standing: Standing,
     /// No attempt to empty the log below so many frames.
     truncate_from: i64,
+    room: Room,
     /// Held until the store is closed.
     lock: Option<LockFile>,
 }
@@ -82,7 +93,7 @@ impl SqliteAdapter {
         let connection = connection::for_writing(path)?;
         schema::bring_up_to_date(&connection, path, schema::MIGRATIONS)?;
         connection::make_durable(&connection, path, durability)?;
-        let revision = read::revision(&connection)
+        let standing = write::standing(&connection)
             .map_err(|source| connection::open_error("read", path, source))?;
         Ok(Self {
             path: path.to_owned(),
@@ -90,14 +101,16 @@ impl SqliteAdapter {
             readers: Readers::new(path.to_owned()),
             writer: Mutex::new(Writer {
                 connection: Some(connection),
-                revision,
+                standing,
                 truncate_from: TRUNCATE_FRAMES,
+                room: Room::new(path),
                 lock: Some(lock),
             }),
+            long_reader: LongReader::default(),
         })
     }
 
-    fn connect_again(&self) -> Result<(Connection, Revision), OpenError> {
+    fn connect_again(&self) -> Result<(Connection, Standing), OpenError> {
         let path = &self.path;
         let failed = |source| connection::open_error("check", path, source);
         let connection = connection::for_writing(path)?;
@@ -120,8 +133,8 @@ impl SqliteAdapter {
             let busy = read::failure(ffi::SQLITE_BUSY, "readers keep the write-ahead log in use");
             return Err(failed(busy));
         }
-        let revision = read::revision(&connection).map_err(failed)?;
-        Ok((connection, revision))
+        let standing = write::standing(&connection).map_err(failed)?;
+        Ok((connection, standing))
     }
 
     #[cfg(test)]
@@ -174,12 +187,13 @@ impl StorageAdapter for SqliteAdapter {
     fn commit(
         &self,
         batch: &[Commit],
-        at: SystemTime,
+        terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault> {
         let mut writer = self.writer.lock();
         let Writer {
             connection: Some(connection),
-            revision,
+            standing,
+            room,
             ..
         } = &mut *writer
         else {
@@ -188,28 +202,33 @@ impl StorageAdapter for SqliteAdapter {
                 outcome: Outcome::NotApplied,
             });
         };
-        let failure = match write::transaction(connection, *revision, batch, at) {
-            Ok((results, last)) => {
-                *revision = last;
-                return Ok(results);
+        let mut scarce: Option<EngineError> = None;
+        if let Some(why) = room.is_low() {
+            scarce = Some(Arc::new(why));
+        } else {
+            match write::transaction(connection, standing, batch, terms) {
+                Ok(results) => return Ok(results),
+                Err(Failure::Full(_)) => {}
+                Err(failure) => return Err(failure.into()),
             }
-            Err(failure) => failure,
-        };
-        let Failure::Full(_) = &failure else {
-            return Err(failure.into());
-        };
+            if let Some(why) = room.was_full() {
+                scarce = Some(Arc::new(why));
+            }
+        }
         // If all of the log can be moved into the database, the next write begins it anew and needs
         // no room for it. That this fails too on a full disk changes nothing.
         drop(write::checkpoint(connection, "PASSIVE"));
         // One by one, so that what finds room is not refused with what does not.
         let mut results = Vec::with_capacity(batch.len());
         for commit in batch {
+            let sets = commit.ops.iter().any(|op| matches!(op, Op::Set { .. }));
+            if let Some(why) = scarce.as_ref().filter(|_| sets) {
+                results.push(Err(Rejection::DiskFull(Arc::clone(why))));
+                continue;
+            }
             let alone = std::slice::from_ref(commit);
-            match write::transaction(connection, *revision, alone, at) {
-                Ok((result, last)) => {
-                    *revision = last;
-                    results.extend(result);
-                }
+            match write::transaction(connection, standing, alone, terms) {
+                Ok(result) => results.extend(result),
                 Err(Failure::Full(source)) => {
                     results.push(Err(Rejection::DiskFull(Arc::new(source))));
                 }
@@ -223,19 +242,66 @@ impl StorageAdapter for SqliteAdapter {
         Ok(results)
     }
 
+    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
+        self.readers
+            .read(|connection| read::tally(connection, namespace.as_str()))
+    }
+
+    fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
+        let tallies = self.readers.read(read::tallies)?;
+        let named = tallies.into_iter();
+        // The row of the store has no name.
+        let named = named.filter_map(|(name, usage)| Some((Namespace::parse(&name).ok()?, usage)));
+        Ok(named.collect())
+    }
+
+    fn due(&self, now: SystemTime, limit: usize) -> Result<Due, Fault> {
+        self.readers
+            .read(|connection| read::due(connection, now, limit))
+    }
+
+    fn rebase(&self, before: SystemTime, now: SystemTime) -> Result<u64, CommitFault> {
+        let writer = self.writer.lock();
+        let Some(connection) = &writer.connection else {
+            return Ok(0);
+        };
+        write::rebase(connection, before, now).map_err(CommitFault::from)
+    }
+
+    fn backup(&self, to: &Path) -> Result<Revision, CopyFault> {
+        self.long_reader.backup(&self.path, to)
+    }
+
+    fn check(&self) -> Result<Vec<String>, CopyFault> {
+        self.long_reader.check(&self.path)
+    }
+
+    fn interrupt(&self) {
+        self.long_reader.interrupt();
+    }
+
     fn maintain(&self, moment: Moment) -> Upkeep {
         let mut writer = self.writer.lock();
         let truncate_from = writer.truncate_from;
+        let room = &writer.room;
+        let tight = |log: &write::Log| {
+            let bytes = log.frames.unsigned_abs().saturating_mul(PAGE_BYTES);
+            room.is_tight(bytes)
+        };
         let Some(connection) = &writer.connection else {
             return Upkeep::Done;
         };
         let done = write::checkpoint(connection, "NOOP").and_then(|log| {
-            if log.frames > truncate_from {
+            // A long reader keeps the log from being emptied: waiting for it would be in vain.
+            let reading = self.long_reader.look(log.frames);
+            if log.frames > truncate_from && !reading {
                 connection.busy_timeout(TRUNCATE_PATIENCE)?;
                 let log = write::checkpoint(connection, "TRUNCATE");
                 connection.busy_timeout(connection::PATIENCE)?;
                 log
-            } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle {
+            } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle
+                || log.outstanding() > 0 && tight(&log)
+            {
                 write::checkpoint(connection, "PASSIVE")
             } else {
                 Ok(log)
@@ -269,13 +335,15 @@ impl StorageAdapter for SqliteAdapter {
         }
         // Dropped without a checkpoint: the log stays as the failure left it.
         writer.connection = None;
+        self.long_reader.interrupt();
         self.readers.renew();
-        let (connection, revision) = self.connect_again().map_err(|error| match error {
+        let (connection, standing) = self.connect_again().map_err(|error| match error {
             OpenError::Corrupt { source, .. } => Fault::Corrupt(source),
             other => Fault::Failed(Arc::new(other)),
         })?;
+        let revision = standing.revision;
         writer.connection = Some(connection);
-        writer.revision = revision;
+        writer.standing = standing;
         writer.truncate_from = TRUNCATE_FRAMES;
         Ok(revision)
     }
@@ -307,5 +375,7 @@ fn fault(error: rusqlite::Error) -> Fault {
     }
 }
 
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod tests;

@@ -12,14 +12,15 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, ToSql, ffi, p
 use tokio::time::Instant;
 
 use super::{connection, fault};
-use crate::storage::adapter::{Entry, Found, Gather, Snapshot, Stretch};
+use crate::storage::adapter::{Due, Entry, Found, Gather, Snapshot, Stretch};
 use crate::storage::error::Fault;
 use crate::storage::names::{Direction, Key, Namespace};
+use crate::storage::quota::Usage;
 use crate::types::Revision;
 use crate::types::json::Json;
 
-const GET: &str =
-    "SELECT key, value, revision, updated_at FROM entry WHERE namespace = ?1 AND key = ?2";
+const GET: &str = "SELECT key, value, revision, updated_at, expires_at FROM entry \
+                   WHERE namespace = ?1 AND key = ?2";
 
 /// Connections that wait for the next read. There are as many as there were reads at once, which
 /// the store bounds.
@@ -90,7 +91,8 @@ impl Readers {
 }
 
 pub(super) fn revision(connection: &Connection) -> rusqlite::Result<Revision> {
-    let mut statement = connection.prepare_cached("SELECT revision FROM store WHERE id = 1")?;
+    let mut statement =
+        connection.prepare_cached("SELECT revision FROM tally WHERE namespace = ''")?;
     statement.query_row([], |row| to_revision(row, 0))
 }
 
@@ -136,7 +138,7 @@ pub(super) fn scan(
     stretch: &Stretch,
     deadline: Instant,
 ) -> rusqlite::Result<Found<Entry>> {
-    let columns = "key, value, revision, updated_at";
+    let columns = "key, value, revision, updated_at, expires_at";
     let size = |row: &Row<'_>| Ok(text(row, 0)?.len() + text(row, 1)?.len());
     walk(connection, columns, stretch, deadline, size, entry)
 }
@@ -156,7 +158,7 @@ fn walk<T>(
         return Ok(gather.finish(revision));
     }
     let end = match stretch.range.to {
-        Some(_) => "AND key < ?3",
+        Some(_) => "AND key < ?4",
         None => "",
     };
     let order = match stretch.direction {
@@ -165,10 +167,12 @@ fn walk<T>(
     };
     // No LIMIT: rows come one at a time, in the order of the tree, for as long as they are asked for.
     let sql = format!(
-        "SELECT {columns} FROM entry WHERE namespace = ?1 AND key >= ?2 {end} ORDER BY key {order}"
+        "SELECT {columns} FROM entry WHERE namespace = ?1 AND key >= ?2 {end} \
+         AND (expires_at IS NULL OR expires_at > ?3) ORDER BY key {order}"
     );
     let namespace = stretch.namespace.as_str();
-    let mut bounds: Vec<&dyn ToSql> = vec![&namespace, &stretch.range.from];
+    let now = micros(stretch.now);
+    let mut bounds: Vec<&dyn ToSql> = vec![&namespace, &stretch.range.from, &now];
     if let Some(to) = &stretch.range.to {
         bounds.push(to);
     }
@@ -191,16 +195,76 @@ fn in_time(deadline: Instant) -> rusqlite::Result<()> {
     Err(failure(ffi::SQLITE_INTERRUPT, "the reading took too long"))
 }
 
-/// Columns key, value, revision, updated_at.
+/// Columns key, value, revision, updated_at, expires_at.
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let micros: i64 = row.get(3)?;
-    let since = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
     Ok(Entry {
         key: key(row)?,
         value: Json::trusted(Bytes::copy_from_slice(text(row, 1)?.as_bytes())),
         revision: to_revision(row, 2)?,
-        updated_at: SystemTime::UNIX_EPOCH + since,
+        updated_at: time(row.get(3)?),
+        expires_at: row.get::<_, Option<i64>>(4)?.map(time),
     })
+}
+
+/// As times are kept.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn time(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// What each namespace holds, and under the empty name the store.
+pub(super) fn tallies(connection: &Connection) -> rusqlite::Result<Vec<(String, Usage)>> {
+    let mut statement =
+        connection.prepare_cached("SELECT namespace, keys, bytes FROM tally ORDER BY namespace")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, usage(row, 1)?)))?;
+    rows.collect()
+}
+
+pub(super) fn tally(connection: &Connection, namespace: &str) -> rusqlite::Result<Usage> {
+    let mut statement =
+        connection.prepare_cached("SELECT keys, bytes FROM tally WHERE namespace = ?1")?;
+    let found = statement.query_row([namespace], |row| usage(row, 0));
+    Ok(found.optional()?.unwrap_or_default())
+}
+
+fn usage(row: &Row<'_>, first: usize) -> rusqlite::Result<Usage> {
+    let number = |column| {
+        let number: i64 = row.get(column)?;
+        Ok::<_, rusqlite::Error>(u64::try_from(number).unwrap_or_default())
+    };
+    Ok(Usage {
+        keys: number(first)?,
+        bytes: number(first + 1)?,
+    })
+}
+
+pub(super) fn due(connection: &Connection, now: SystemTime, limit: usize) -> rusqlite::Result<Due> {
+    let mut statement = connection.prepare_cached(
+        "SELECT namespace, key, expires_at FROM entry WHERE expires_at IS NOT NULL \
+         ORDER BY expires_at",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut due = Due::default();
+    while let Some(row) = rows.next()? {
+        let at = time(row.get(2)?);
+        if at > now || due.expired.len() >= limit {
+            due.next = Some(at);
+            break;
+        }
+        let namespace = Namespace::parse(text(row, 0)?);
+        let namespace = namespace
+            .map_err(|error| failure(ffi::SQLITE_CORRUPT, &format!("a stored name: {error}")))?;
+        let key = Key::parse(text(row, 1)?)
+            .map_err(|error| failure(ffi::SQLITE_CORRUPT, &format!("a stored key: {error}")))?;
+        due.expired.push((namespace, key));
+    }
+    Ok(due)
 }
 
 fn key(row: &Row<'_>) -> rusqlite::Result<Key> {

@@ -10,6 +10,7 @@ use super::*;
 use crate::error::{Classify as _, Reason};
 use crate::storage::adapter::Op;
 use crate::storage::names::{Direction, KeyRange};
+use crate::storage::quota::Quotas;
 
 struct Place {
     directory: tempfile::TempDir,
@@ -46,9 +47,17 @@ fn write(name: &str, text: &str) -> Commit {
     }
 }
 
+fn terms(quotas: &Quotas) -> Terms<'_> {
+    Terms {
+        at: SystemTime::now(),
+        now: SystemTime::now(),
+        quotas,
+    }
+}
+
 fn commit(adapter: &SqliteAdapter, name: &str, text: &str) -> Result<Applied, Rejection> {
     let mut results = adapter
-        .commit(&[write(name, text)], SystemTime::now())
+        .commit(&[write(name, text)], &terms(&Quotas::none()))
         .expect("the engine works");
     results.pop().expect("one answer")
 }
@@ -60,6 +69,7 @@ fn keys(adapter: &SqliteAdapter) -> Found<Key> {
         direction: Direction::Ascending,
         limit: 100_000,
         max_bytes: usize::MAX,
+        now: SystemTime::now(),
     };
     let deadline = Instant::now() + Duration::from_secs(60);
     adapter.list_keys(&stretch, deadline).expect("reads")
@@ -100,7 +110,7 @@ fn what_durability_rests_on_is_set() {
             ("mmap_size", "0"),
             ("trusted_schema", "0"),
             ("encoding", "UTF-8"),
-            ("user_version", "1"),
+            ("user_version", "2"),
         ] {
             assert_eq!(pragma(&adapter, name), expected, "{name}");
         }
@@ -136,7 +146,7 @@ fn closing_leaves_one_file() {
     assert!(!beside(&place.path, "-wal").exists());
     assert!(!beside(&place.path, "-shm").exists());
     assert!(matches!(adapter.revision(), Err(Fault::Closed)));
-    let refused = adapter.commit(&[write("k", "2")], SystemTime::now());
+    let refused = adapter.commit(&[write("k", "2")], &terms(&Quotas::none()));
     assert!(refused.is_err());
 }
 
@@ -172,8 +182,9 @@ fn damage_is_reported_and_the_file_stays_as_it_is() {
     let batch: Vec<_> = (0..2_000)
         .map(|index| write(&format!("key-{index:05}"), "\"some text\""))
         .collect();
-    let at = SystemTime::now();
-    adapter.commit(&batch, at).expect("writes");
+    adapter
+        .commit(&batch, &terms(&Quotas::none()))
+        .expect("writes");
     adapter.close();
     drop(adapter);
     let mut content = std::fs::read(&place.path).expect("reads");
@@ -186,7 +197,7 @@ fn damage_is_reported_and_the_file_stays_as_it_is() {
     if let Ok(adapter) = open(&place.path) {
         let found = adapter.get(&namespace(), &Key::parse("key-01000").expect("good"));
         assert!(matches!(found, Err(Fault::Corrupt(_))), "{found:?}");
-        let failed = adapter.commit(&[write("key-01000", "1")], SystemTime::now());
+        let failed = adapter.commit(&[write("key-01000", "1")], &terms(&Quotas::none()));
         let failed = failed.expect_err("damaged");
         assert!(matches!(failed.fault, Fault::Corrupt(_)), "{failed:?}");
         assert_eq!(failed.outcome, Outcome::NotApplied);
@@ -233,10 +244,10 @@ fn a_newer_schema_is_refused_naming_versions_and_copy() {
             .expect("updates");
     });
     adapter.close();
-    std::fs::write(beside(&place.path, ".1.bak"), "a copy").expect("writes");
+    std::fs::write(beside(&place.path, ".2.bak"), "a copy").expect("writes");
     let before = files(&place.path);
     let text = refusal(&place.path).to_string();
-    for part in ["schema 7", "knows 1", "runtime.db.1.bak"] {
+    for part in ["schema 7", "knows 2", "runtime.db.2.bak"] {
         assert!(text.contains(part), "{text}");
     }
     assert!(files(&place.path) == before);
@@ -248,12 +259,14 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let adapter = open(&place.path).expect("opens");
     commit(&adapter, "k", "1").expect("writes");
     adapter.close();
-    let steps = |second: &'static str| {
-        let first = Migration {
-            to: 1,
-            sql: MIGRATIONS[0].sql,
-        };
-        [first, Migration { to: 2, sql: second }]
+    let steps = |third: &'static str| {
+        let known = MIGRATIONS.iter().map(|step| Migration {
+            to: step.to,
+            sql: step.sql,
+        });
+        let mut steps: Vec<_> = known.collect();
+        steps.push(Migration { to: 3, sql: third });
+        steps
     };
     let connect = || connection::for_writing(&place.path).expect("opens");
     let schema = |connection: &Connection| -> i64 {
@@ -265,7 +278,7 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let connection = connect();
     let error = bring_up_to_date(&connection, &place.path, &failing).expect_err("fails");
     assert!(matches!(error, OpenError::Sqlite { .. }), "{error}");
-    assert_eq!(schema(&connection), 1);
+    assert_eq!(schema(&connection), 2);
     let sql = "SELECT count(*) FROM pragma_table_info('entry') WHERE name = 'a'";
     let columns: i64 = connection
         .query_row(sql, [], |row| row.get(0))
@@ -276,9 +289,9 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let good = steps("ALTER TABLE entry ADD COLUMN a INTEGER;");
     let connection = connect();
     bring_up_to_date(&connection, &place.path, &good).expect("migrates");
-    assert_eq!(schema(&connection), 2);
+    assert_eq!(schema(&connection), 3);
     drop(connection);
-    let copy = beside(&place.path, ".1.bak");
+    let copy = beside(&place.path, ".2.bak");
     let mode = std::fs::metadata(&copy).expect("is there").permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
     // The copy is a whole database of the schema before.
@@ -287,11 +300,44 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     assert!(matches!(
         refusal(&place.path),
         OpenError::NewerSchema {
-            found: 2,
-            known: 1,
+            found: 3,
+            known: 2,
             ..
         }
     ));
+}
+
+/// A database as the first core made it.
+fn of_schema_1(path: &Path) {
+    lock::create_directory(path).expect("directory");
+    lock::create_database(path).expect("creates");
+    let connection = connection::for_writing(path).expect("opens");
+    bring_up_to_date(&connection, path, &MIGRATIONS[..1]).expect("makes");
+    connection
+        .execute_batch(
+            "INSERT INTO entry VALUES ('a', 'k', '\"\u{e9}\"', 3, 5), ('a', 'l', '1', 2, 5), \
+             ('b', 'k', '1', 1, 5); UPDATE store SET revision = 4",
+        )
+        .expect("fills");
+    connection::close(connection).expect("closes");
+}
+
+#[test]
+fn a_database_of_the_first_schema_is_counted_and_goes_on() {
+    let place = place();
+    of_schema_1(&place.path);
+    let adapter = open(&place.path).expect("migrates");
+    assert_eq!(adapter.revision().expect("reads"), Revision(4));
+    let usage =
+        |name: &str, keys, bytes| (Namespace::parse(name).expect("good"), Usage { keys, bytes });
+    let expected = vec![usage("a", 2, 7), usage("b", 1, 2)];
+    assert_eq!(adapter.namespaces().expect("reads"), expected);
+    commit(&adapter, "k", "1").expect("writes");
+    assert_eq!(adapter.revision().expect("reads"), Revision(5));
+    assert_eq!(adapter.check().expect("reads"), [""; 0]);
+    adapter.close();
+    let copy = beside(&place.path, ".1.bak");
+    assert_eq!(offline::verify(&copy).expect("reads").findings, [""; 0]);
 }
 
 #[test]
@@ -317,7 +363,7 @@ fn a_full_disk_refuses_what_has_no_room_and_lets_deletes_go_on() {
     // One batch: what finds no room takes nobody with it.
     let batch = [write("small", "1"), write("large", &long), delete];
     let results = adapter
-        .commit(&batch, SystemTime::now())
+        .commit(&batch, &terms(&Quotas::none()))
         .expect("the batch goes on");
     assert!(matches!(&results[0], Ok(applied) if applied.revision == Revision(2)));
     assert!(matches!(results[1], Err(Rejection::DiskFull(_))));
@@ -329,7 +375,7 @@ fn a_full_disk_refuses_what_has_no_room_and_lets_deletes_go_on() {
         }],
         ..write("x", "1")
     };
-    let results = adapter.commit(&[delete], SystemTime::now());
+    let results = adapter.commit(&[delete], &terms(&Quotas::none()));
     assert!(results.expect("goes on")[0].is_ok());
     commit(&adapter, "large", &long).expect("room again");
     assert_eq!(adapter.revision().expect("reads"), Revision(4));
@@ -415,8 +461,9 @@ fn the_log_is_emptied_when_idle_and_when_long() {
     // Batches, to be quick: one sync for each.
     while log().frames <= TRUNCATE_FRAMES {
         let batch: Vec<_> = (0..20).map(|at| write(&format!("b{at}"), &long)).collect();
-        let at = SystemTime::now();
-        adapter.commit(&batch, at).expect("writes");
+        adapter
+            .commit(&batch, &terms(&Quotas::none()))
+            .expect("writes");
         index += 1;
         assert!(index < 10_000);
     }

@@ -190,6 +190,7 @@ impl StateEngine for Shared {
             writer: "operator".to_owned(),
             changed_at: Some(SystemTime::now().into()),
             reported_at: Some(SystemTime::now().into()),
+            ..Default::default()
         };
         world.state.insert(request.key, entry.clone());
         let old_value = before.map(|entry| entry.value).unwrap_or_default();
@@ -322,6 +323,7 @@ impl Storage for Shared {
             value: request.value,
             revision,
             updated_at: Some(SystemTime::now().into()),
+            ..Default::default()
         };
         let created = world.storage.insert(place, entry).is_none();
         Ok(Response::new(StorageSetResponse { revision, created }))
@@ -374,6 +376,61 @@ impl Storage for Shared {
             entries,
             next_page_token,
             revision: self.world.lock().revision,
+        }))
+    }
+
+    type WatchStream = Answers<StorageWatchResponse>;
+
+    /// Tells what is there, then one put and one removal, and is silent.
+    async fn watch(
+        &self,
+        request: Request<StorageWatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        use core_proto::v1::storage_change::Kind;
+        let request = request.into_inner();
+        let change = |kind: Kind, entry: StorageEntry| StorageChange {
+            kind: kind.into(),
+            entry: Some(entry),
+            conflated: kind == Kind::Put,
+        };
+        let entries = self.entries(&request.namespace, "");
+        let initial = entries.iter().cloned();
+        let snapshot = StorageWatchResponse {
+            changes: initial.map(|entry| change(Kind::Initial, entry)).collect(),
+            snapshot_end: true,
+            cursor: Some(StorageCursor {
+                epoch: 1,
+                revision: 7,
+            }),
+        };
+        let later = entries.first().cloned().unwrap_or_default();
+        let gone = StorageEntry {
+            key: later.key.clone(),
+            revision: 9,
+            ..Default::default()
+        };
+        let later = StorageWatchResponse {
+            changes: vec![change(Kind::Put, later), change(Kind::Expired, gone)],
+            ..Default::default()
+        };
+        let told = tokio_stream::iter([snapshot, later]).map(Ok);
+        Ok(Response::new(Box::pin(told.chain(tokio_stream::pending()))))
+    }
+
+    async fn usage(
+        &self,
+        request: Request<StorageUsageRequest>,
+    ) -> Result<Response<StorageUsageResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        let keys = self.entries(&namespace, "").len() as u64;
+        Ok(Response::new(StorageUsageResponse {
+            usage: Some(StorageNamespaceUsage {
+                namespace,
+                keys,
+                bytes: 100 * keys,
+                max_keys: 100_000,
+                max_bytes: 64 << 20,
+            }),
         }))
     }
 }

@@ -9,6 +9,7 @@ mod dependencies;
 mod scope;
 mod state;
 mod storage;
+mod storage_watch;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ use crate::service::Service;
 pub use dependencies::{Dependencies, DependencyChange};
 pub(crate) use scope::{Call, Handled, Scope};
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
-pub use storage::{Batch, Range, Storage, StorageEntry};
+pub use storage::{Batch, Range, Storage, StorageEntry, StorageUsage};
+pub use storage_watch::{StorageChange, StorageWatch};
 
 /// A handler's way to the core. Cheap to clone. See the [crate] for a table of its verbs.
 ///

@@ -43,6 +43,12 @@ pub struct StateEntry {
     pub changed_at: Option<SystemTime>,
     /// When it was last written, even to the same value.
     pub reported_at: Option<SystemTime>,
+    /// When it is removed if it is not written again.
+    pub expires_at: Option<SystemTime>,
+    /// It belongs to a run of `writer`.
+    pub owned: bool,
+    /// That run has ended, and nobody has written it since: perhaps it is not so any more.
+    pub stale: bool,
 }
 
 impl StateEntry {
@@ -67,6 +73,9 @@ impl From<v1::StateEntry> for StateEntry {
             writer: entry.writer,
             changed_at: time(entry.changed_at),
             reported_at: time(entry.reported_at),
+            expires_at: time(entry.expires_at),
+            owned: entry.owned,
+            stale: entry.stale,
         }
     }
 }
@@ -104,7 +113,42 @@ impl State {
         key: impl Into<String>,
         value: &(impl Serialize + ?Sized),
     ) -> Result<u64> {
-        self.write(key.into(), value, None).await
+        self.write(key.into(), value, v1::StateEngineSetRequest::default())
+            .await
+    }
+
+    /// Writes a key that is removed after this time, unless it is written again.
+    ///
+    /// # Errors
+    /// As [`Self::set`]; `BAD_FIELD` for no time at all or more than 10 years.
+    pub async fn set_for(
+        &self,
+        key: impl Into<String>,
+        value: &(impl Serialize + ?Sized),
+        ttl: Duration,
+    ) -> Result<u64> {
+        let options = v1::StateEngineSetRequest {
+            ttl: arguments::duration(ttl)?,
+            ..Default::default()
+        };
+        self.write(key.into(), value, options).await
+    }
+
+    /// Writes a key that belongs to this run: when the run ends, however it ends, others see it as stale,
+    /// and after a while it is removed. Write it again, even with the same value, and it is live.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn set_owned(
+        &self,
+        key: impl Into<String>,
+        value: &(impl Serialize + ?Sized),
+    ) -> Result<u64> {
+        let options = v1::StateEngineSetRequest {
+            owned: true,
+            ..Default::default()
+        };
+        self.write(key.into(), value, options).await
     }
 
     /// Writes a key only if its revision is this; 0 = only if it is absent.
@@ -117,20 +161,23 @@ impl State {
         value: &(impl Serialize + ?Sized),
         revision: u64,
     ) -> Result<u64> {
-        self.write(key.into(), value, Some(revision)).await
+        let options = v1::StateEngineSetRequest {
+            if_revision: Some(revision),
+            ..Default::default()
+        };
+        self.write(key.into(), value, options).await
     }
 
     async fn write(
         &self,
         key: String,
         value: &(impl Serialize + ?Sized),
-        if_revision: Option<u64>,
+        options: v1::StateEngineSetRequest,
     ) -> Result<u64> {
-        let value = arguments::encode_json(value)?;
         let request = v1::StateEngineSetRequest {
             key,
-            value,
-            if_revision,
+            value: arguments::encode_json(value)?,
+            ..options
         };
         let answer: v1::StateEngineSetResponse = self.ctx.ask("StateEngine/Set", request).await?;
         Ok(answer.revision)
@@ -203,6 +250,12 @@ pub enum StateChangeKind {
     Set,
     /// Removed.
     Deleted,
+    /// The run that it belongs to has ended; its value is as before.
+    Stale,
+    /// It was stale and was written again with the value it had.
+    Live,
+    /// Removed because its time has passed.
+    Expired,
 }
 
 /// A change of one key.
@@ -303,6 +356,9 @@ fn change(change: v1::StateChange) -> Option<StateChange> {
         Kind::Initial => StateChangeKind::Initial,
         Kind::Set => StateChangeKind::Set,
         Kind::Deleted => StateChangeKind::Deleted,
+        Kind::Stale => StateChangeKind::Stale,
+        Kind::Live => StateChangeKind::Live,
+        Kind::Expired => StateChangeKind::Expired,
         Kind::Reported | Kind::Unspecified => return None,
     };
     Some(StateChange {

@@ -1,12 +1,13 @@
 //! Storage, as a plugin uses it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use core_proto::v1;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::storage_watch::StorageWatch;
 use super::{Ctx, NewEvent};
 use crate::arguments;
 use crate::error::Result;
@@ -31,6 +32,8 @@ pub struct StorageEntry {
     pub revision: u64,
     /// When it was written.
     pub updated_at: Option<SystemTime>,
+    /// When its time has passed; `None`: never.
+    pub expires_at: Option<SystemTime>,
 }
 
 impl StorageEntry {
@@ -45,15 +48,31 @@ impl StorageEntry {
 
 impl From<v1::StorageEntry> for StorageEntry {
     fn from(entry: v1::StorageEntry) -> Self {
+        let time = |time: Option<prost_types::Timestamp>| {
+            time.and_then(|time| SystemTime::try_from(time).ok())
+        };
         Self {
             key: entry.key,
             value: entry.value,
             revision: entry.revision,
-            updated_at: entry
-                .updated_at
-                .and_then(|time| SystemTime::try_from(time).ok()),
+            updated_at: time(entry.updated_at),
+            expires_at: time(entry.expires_at),
         }
     }
+}
+
+/// What a namespace holds, and may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StorageUsage {
+    /// Keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Most keys; more are refused with `QUOTA_KEYS`.
+    pub max_keys: u64,
+    /// Most bytes; more are refused with `QUOTA_BYTES`.
+    pub max_bytes: u64,
 }
 
 /// Which keys to list. A text is a prefix: `storage.list_keys("lamp.")`.
@@ -135,10 +154,28 @@ impl Batch {
         key: impl Into<String>,
         value: &(impl Serialize + ?Sized),
     ) -> Result<Self> {
-        let (key, value) = (key.into(), arguments::encode_json(value)?);
-        let op = v1::storage_op::Op::Set(v1::StorageOpSet { key, value });
-        self.request.ops.push(v1::StorageOp { op: Some(op) });
+        self.push_set(key.into(), arguments::encode_json(value)?, None);
         Ok(self)
+    }
+
+    /// Writes a key that is absent after this time.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the value cannot be written as JSON, or for a time that is too long.
+    pub fn set_for(
+        mut self,
+        key: impl Into<String>,
+        value: &(impl Serialize + ?Sized),
+        ttl: Duration,
+    ) -> Result<Self> {
+        let ttl = arguments::duration(ttl)?;
+        self.push_set(key.into(), arguments::encode_json(value)?, ttl);
+        Ok(self)
+    }
+
+    fn push_set(&mut self, key: String, value: Bytes, ttl: Option<prost_types::Duration>) {
+        let op = v1::storage_op::Op::Set(v1::StorageOpSet { key, value, ttl });
+        self.request.ops.push(v1::StorageOp { op: Some(op) });
     }
 
     /// Removes a key.
@@ -209,13 +246,28 @@ impl Storage {
     /// Writes a key; returns its revision.
     ///
     /// # Errors
-    /// As [`Self::entry`], and `TOO_LARGE`, `QUEUE_FULL`, `DISK_LOW`.
+    /// As [`Self::entry`], and `TOO_LARGE`, `QUEUE_FULL`, `DISK_LOW`, `QUOTA_KEYS`, `QUOTA_BYTES`.
     pub async fn set(
         &self,
         key: impl Into<String>,
         value: &(impl Serialize + ?Sized),
     ) -> Result<u64> {
-        self.write(key.into(), value, None).await
+        self.write(key.into(), value, None, None).await
+    }
+
+    /// Writes a key that is absent after this time; returns its revision. Setting the clock of the core's
+    /// machine does not make the time pass.
+    ///
+    /// # Errors
+    /// As [`Self::set`]; `BAD_FIELD` for no time at all or more than 10 years.
+    pub async fn set_for(
+        &self,
+        key: impl Into<String>,
+        value: &(impl Serialize + ?Sized),
+        ttl: Duration,
+    ) -> Result<u64> {
+        let ttl = arguments::duration(ttl)?;
+        self.write(key.into(), value, None, ttl).await
     }
 
     /// Writes a key only if its revision is this; 0 = only if it is absent.
@@ -228,7 +280,7 @@ impl Storage {
         value: &(impl Serialize + ?Sized),
         revision: u64,
     ) -> Result<u64> {
-        self.write(key.into(), value, Some(revision)).await
+        self.write(key.into(), value, Some(revision), None).await
     }
 
     async fn write(
@@ -236,12 +288,14 @@ impl Storage {
         key: String,
         value: &(impl Serialize + ?Sized),
         if_revision: Option<u64>,
+        ttl: Option<prost_types::Duration>,
     ) -> Result<u64> {
         let request = v1::StorageSetRequest {
             namespace: self.namespace.clone(),
             key,
             value: arguments::encode_json(value)?,
             if_revision,
+            ttl,
         };
         let answer: v1::StorageSetResponse = self.ctx.ask("Storage/Set", request).await?;
         Ok(answer.revision)
@@ -259,6 +313,33 @@ impl Storage {
         };
         let answer: v1::StorageDeleteResponse = self.ctx.ask("Storage/Delete", request).await?;
         Ok(answer.existed)
+    }
+
+    /// Watches all keys that begin with this: first what is there, then every change, in order.
+    ///
+    /// # Errors
+    /// `BAD_KEY`, `NOT_GRANTED`.
+    pub async fn watch(&self, prefix: impl Into<String>) -> Result<StorageWatch> {
+        let namespace = self.namespace.clone();
+        StorageWatch::begin(&self.ctx, namespace, prefix.into()).await
+    }
+
+    /// What the namespace holds, and may hold.
+    ///
+    /// # Errors
+    /// `BAD_NAMESPACE`, `NOT_GRANTED`, `STORAGE_FAILED`.
+    pub async fn usage(&self) -> Result<StorageUsage> {
+        let request = v1::StorageUsageRequest {
+            namespace: self.namespace.clone(),
+        };
+        let answer: v1::StorageUsageResponse = self.ctx.ask("Storage/Usage", request).await?;
+        let usage = answer.usage.unwrap_or_default();
+        Ok(StorageUsage {
+            keys: usage.keys,
+            bytes: usage.bytes,
+            max_keys: usage.max_keys,
+            max_bytes: usage.max_bytes,
+        })
     }
 
     /// Applies a batch: all or nothing; returns the revision of its writes.

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::bus::{Bus, check_topic};
-use super::tables::{Store, Table};
+use super::store::Store;
+use super::tables::Table;
 use crate::error::{Error, Origin, Outcome, Result};
 
 /// Whose events, calls and writes the test's own are.
@@ -146,7 +147,7 @@ impl Core {
     pub(super) fn new(plugin: &str, config: Bytes) -> Arc<Self> {
         Arc::new(Self {
             bus: Bus::new(),
-            store: Store::default(),
+            store: Store::new(),
             table: Table::new(),
             stage: watch::Sender::new(Stage::Unloaded),
             failure: watch::Sender::new(None),
@@ -182,6 +183,7 @@ impl Core {
         desk.run.clear();
         desk.services.clear();
         drop(desk);
+        self.table.end_run();
         self.stage.send_replace(Stage::Unloaded);
         if let Some(link) = self.link.send_replace(None) {
             link.close();
@@ -490,6 +492,7 @@ impl Core {
             "Storage/Apply" => encode(&self.apply(&plugin, parent, decode(message)?)?),
             "Storage/ListKeys" => encode(&self.store.list_keys(decode(message)?)?),
             "Storage/Scan" => encode(&self.store.scan(decode(message)?)?),
+            "Storage/Usage" => encode(&self.store.usage(decode(message)?)?),
             _ => {
                 let text = format!("TestRuntime does not do {method}");
                 return Err(Error::unimplemented(text).with_reason("UNKNOWN_METHOD"));

@@ -44,6 +44,7 @@ mod bus;
 mod core;
 mod description;
 mod server;
+mod store;
 mod tables;
 mod wire;
 
@@ -481,7 +482,7 @@ impl TestRuntime {
             namespace: namespace.to_owned(),
             key: key.to_owned(),
             value: arguments::encode_json(&value)?,
-            if_revision: None,
+            ..Default::default()
         };
         self.core.store.set(request).map(drop)
     }
@@ -505,7 +506,7 @@ impl TestRuntime {
         let request = v1::StateEngineSetRequest {
             key: key.to_owned(),
             value: arguments::encode_json(&value)?,
-            if_revision: None,
+            ..Default::default()
         };
         self.core.table.set(TESTER, "", request).map(drop)
     }

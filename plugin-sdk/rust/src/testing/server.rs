@@ -154,7 +154,41 @@ service! { Storage:
     apply(StorageApplyRequest) -> StorageApplyResponse = "Storage/Apply";
     list_keys(StorageListKeysRequest) -> StorageListKeysResponse = "Storage/ListKeys";
     scan(StorageScanRequest) -> StorageScanResponse = "Storage/Scan";
-    {}
+    usage(StorageUsageRequest) -> StorageUsageResponse = "Storage/Usage";
+    {
+        type WatchStream = Outbound<v1::StorageWatchResponse>;
+
+        async fn watch(
+            &self,
+            request: Request<v1::StorageWatchRequest>,
+        ) -> Result<Response<Self::WatchStream>, Status> {
+            let request = request.into_inner();
+            let begun = self.0.store.begin_watch(&request);
+            let (first, mut seen) = begun.map_err(|error| to_status(&error))?;
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            let core = Arc::clone(&self.0);
+            let ended = core.run.lock().clone();
+            let work = async move {
+                let mut changed = core.store.changes.subscribe();
+                let mut next = first;
+                loop {
+                    for message in next {
+                        if sender.send(Ok(message)).await.is_err() {
+                            return;
+                        }
+                    }
+                    if changed.wait_for(|count| *count > seen).await.is_err() {
+                        return;
+                    }
+                    let message;
+                    (message, seen) = core.store.changes_from(seen, &request);
+                    next = vec![message];
+                }
+            };
+            tokio::spawn(async move { ended.run_until_cancelled(work).await });
+            Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        }
+    }
 }
 
 service! { StateEngine:

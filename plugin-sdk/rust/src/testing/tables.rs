@@ -1,17 +1,17 @@
-//! The fake's storage and state: ordered maps with revisions.
+//! The fake's state: an ordered map with revisions; and what it shares with the storage.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use core_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::bus::{check_topic, matches};
 use crate::error::{Error, Result};
 
-const MAX_VALUE_BYTES: usize = 256 << 10;
 const MAX_STATE_BYTES: usize = 64 << 10;
 
 #[derive(Clone)]
@@ -21,9 +21,13 @@ struct Entry {
     writer: String,
     changed_at: SystemTime,
     reported_at: SystemTime,
+    /// When it is gone. Looked at when the table is used.
+    deadline: Option<(Instant, SystemTime)>,
+    owned: bool,
+    stale: bool,
 }
 
-fn check_json(key: &str, value: &[u8], limit: usize) -> Result<()> {
+pub(super) fn check_json(key: &str, value: &[u8], limit: usize) -> Result<()> {
     if value.len() > limit {
         let text = format!(
             "{key:?}: the value has {} bytes, at most {limit} are allowed",
@@ -39,14 +43,14 @@ fn check_json(key: &str, value: &[u8], limit: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_key(key: &str) -> Result<()> {
+pub(super) fn check_key(key: &str) -> Result<()> {
     match (1..=512).contains(&key.len()) && !key.chars().any(char::is_control) {
         true => Ok(()),
         false => Err(Error::invalid_argument(format!("{key:?} is no key")).with_reason("BAD_KEY")),
     }
 }
 
-fn check_revision(key: &str, current: u64, wanted: Option<u64>) -> Result<()> {
+pub(super) fn check_revision(key: &str, current: u64, wanted: Option<u64>) -> Result<()> {
     match wanted {
         Some(wanted) if wanted != current => Err(Error::aborted(format!(
             "{key:?} has revision {current}, not {wanted}"
@@ -59,12 +63,12 @@ fn check_revision(key: &str, current: u64, wanted: Option<u64>) -> Result<()> {
 }
 
 /// A page of keys: those asked for and the token of the next page.
-struct Page<T> {
-    items: Vec<T>,
-    next: String,
+pub(super) struct Page<T> {
+    pub(super) items: Vec<T>,
+    pub(super) next: String,
 }
 
-fn page<T>(all: impl Iterator<Item = (String, T)>, size: u32) -> Page<(String, T)> {
+pub(super) fn page<T>(all: impl Iterator<Item = (String, T)>, size: u32) -> Page<(String, T)> {
     let size = match size {
         0 => 100,
         size => size.min(1000) as usize,
@@ -78,195 +82,6 @@ fn page<T>(all: impl Iterator<Item = (String, T)>, size: u32) -> Page<(String, T
     };
     Page { items, next }
 }
-
-// ---- storage
-
-#[derive(Default)]
-pub(super) struct Store {
-    /// Held for one operation.
-    content: Mutex<Content>,
-}
-
-#[derive(Default)]
-struct Content {
-    revision: u64,
-    entries: BTreeMap<(String, String), Entry>,
-}
-
-impl Content {
-    fn revision_of(&self, place: &(String, String)) -> u64 {
-        self.entries.get(place).map_or(0, |entry| entry.revision)
-    }
-}
-
-fn stored(key: &str, entry: &Entry) -> v1::StorageEntry {
-    v1::StorageEntry {
-        key: key.to_owned(),
-        value: entry.value.clone(),
-        revision: entry.revision,
-        updated_at: Some(entry.changed_at.into()),
-    }
-}
-
-impl Store {
-    pub(super) fn get(&self, request: v1::StorageGetRequest) -> Result<v1::StorageGetResponse> {
-        check_key(&request.key)?;
-        let content = self.content.lock();
-        let place = (request.namespace, request.key);
-        let entry = content.entries.get(&place);
-        Ok(v1::StorageGetResponse {
-            entry: entry.map(|entry| stored(&place.1, entry)),
-        })
-    }
-
-    pub(super) fn get_many(
-        &self,
-        request: v1::StorageGetManyRequest,
-    ) -> Result<v1::StorageGetManyResponse> {
-        let content = self.content.lock();
-        let mut entries = Vec::new();
-        for key in request.keys {
-            check_key(&key)?;
-            let place = (request.namespace.clone(), key);
-            entries.extend(
-                content
-                    .entries
-                    .get(&place)
-                    .map(|entry| stored(&place.1, entry)),
-            );
-        }
-        Ok(v1::StorageGetManyResponse {
-            entries,
-            revision: content.revision,
-        })
-    }
-
-    pub(super) fn set(&self, request: v1::StorageSetRequest) -> Result<v1::StorageSetResponse> {
-        let place = (request.namespace, request.key);
-        let before = self.content.lock().revision_of(&place);
-        check_revision(&place.1, before, request.if_revision)?;
-        let op = v1::storage_op::Op::Set(v1::StorageOpSet {
-            key: place.1,
-            value: request.value,
-        });
-        let (revision, _) = self.write(&place.0, &[], vec![op])?;
-        Ok(v1::StorageSetResponse {
-            revision,
-            created: before == 0,
-        })
-    }
-
-    pub(super) fn delete(
-        &self,
-        request: v1::StorageDeleteRequest,
-    ) -> Result<v1::StorageDeleteResponse> {
-        let place = (request.namespace, request.key);
-        let before = self.content.lock().revision_of(&place);
-        check_revision(&place.1, before, request.if_revision)?;
-        let op = v1::storage_op::Op::Delete(v1::StorageOpDelete { key: place.1 });
-        let (revision, existed) = self.write(&place.0, &[], vec![op])?;
-        Ok(v1::StorageDeleteResponse {
-            existed: existed == [true],
-            revision,
-        })
-    }
-
-    /// All or nothing; the revision, and for each op whether its key existed.
-    pub(super) fn write(
-        &self,
-        namespace: &str,
-        checks: &[v1::StorageCheck],
-        ops: Vec<v1::storage_op::Op>,
-    ) -> Result<(u64, Vec<bool>)> {
-        use v1::storage_op::Op;
-        let place = |key: &str| (namespace.to_owned(), key.to_owned());
-        let mut content = self.content.lock();
-        for check in checks {
-            let current = content.revision_of(&place(&check.key));
-            check_revision(&check.key, current, Some(check.revision))?;
-        }
-        let mut keys = std::collections::BTreeSet::new();
-        for op in &ops {
-            let key = match op {
-                Op::Set(set) => {
-                    check_json(&set.key, &set.value, MAX_VALUE_BYTES)?;
-                    &set.key
-                }
-                Op::Delete(delete) => &delete.key,
-            };
-            check_key(key)?;
-            if !keys.insert(key.clone()) {
-                let text = format!("{key:?} stands twice in one Apply");
-                return Err(Error::invalid_argument(text).with_reason("DUPLICATE_KEY"));
-            }
-        }
-        content.revision += 1;
-        let revision = content.revision;
-        let now = SystemTime::now();
-        let existed = ops.into_iter().map(|op| match op {
-            Op::Set(set) => {
-                let entry = Entry {
-                    value: set.value,
-                    revision,
-                    writer: String::new(),
-                    changed_at: now,
-                    reported_at: now,
-                };
-                content.entries.insert(place(&set.key), entry).is_some()
-            }
-            Op::Delete(delete) => content.entries.remove(&place(&delete.key)).is_some(),
-        });
-        let existed = existed.collect();
-        Ok((revision, existed))
-    }
-
-    pub(super) fn scan(&self, request: v1::StorageScanRequest) -> Result<v1::StorageScanResponse> {
-        let content = self.content.lock();
-        let after = match request.page_token.is_empty() {
-            true => request.start_after,
-            false => request.page_token,
-        };
-        let wanted = content
-            .entries
-            .iter()
-            .filter(|((namespace, key), _)| {
-                *namespace == request.namespace
-                    && key.starts_with(&request.prefix)
-                    && (after.is_empty() || (*key > after) != request.reverse && *key != after)
-            })
-            .map(|((_, key), entry)| (key.clone(), stored(key, entry)));
-        let found = match request.reverse {
-            true => page(wanted.rev(), request.page_size),
-            false => page(wanted, request.page_size),
-        };
-        Ok(v1::StorageScanResponse {
-            entries: found.items.into_iter().map(|(_, entry)| entry).collect(),
-            next_page_token: found.next,
-            revision: content.revision,
-        })
-    }
-
-    pub(super) fn list_keys(
-        &self,
-        request: v1::StorageListKeysRequest,
-    ) -> Result<v1::StorageListKeysResponse> {
-        let found = self.scan(v1::StorageScanRequest {
-            namespace: request.namespace,
-            prefix: request.prefix,
-            start_after: request.start_after,
-            page_size: request.page_size,
-            reverse: request.reverse,
-            page_token: request.page_token,
-        })?;
-        Ok(v1::StorageListKeysResponse {
-            keys: found.entries.into_iter().map(|entry| entry.key).collect(),
-            next_page_token: found.next_page_token,
-            revision: found.revision,
-        })
-    }
-}
-
-// ---- state
 
 pub(super) struct Table {
     /// Held for one operation.
@@ -290,6 +105,37 @@ fn held(key: &str, entry: &Entry) -> v1::StateEntry {
         writer: entry.writer.clone(),
         changed_at: Some(entry.changed_at.into()),
         reported_at: Some(entry.reported_at.into()),
+        expires_at: entry.deadline.map(|(_, at)| at.into()),
+        owned: entry.owned,
+        stale: entry.stale,
+    }
+}
+
+/// When something is gone that lasts so long.
+pub(super) fn deadline(
+    ttl: Option<prost_types::Duration>,
+) -> Result<Option<(Instant, SystemTime)>> {
+    let bad = |text: String| Error::invalid_argument(text).with_reason("BAD_FIELD");
+    let Some(ttl) = ttl else {
+        return Ok(None);
+    };
+    let ttl = Duration::try_from(ttl).map_err(|error| bad(format!("ttl: {error}")))?;
+    if ttl.is_zero() {
+        return Err(bad("ttl: it must be more than nothing".to_owned()));
+    }
+    Ok(Some((Instant::now() + ttl, SystemTime::now() + ttl)))
+}
+
+/// A key that was removed.
+fn gone(key: &str, old: &Entry, revision: u64, writer: &str) -> v1::StateEntry {
+    v1::StateEntry {
+        value: Bytes::new(),
+        revision,
+        writer: writer.to_owned(),
+        expires_at: None,
+        owned: false,
+        stale: false,
+        ..held(key, old)
     }
 }
 
@@ -314,7 +160,7 @@ impl Table {
         request: &v1::StateEngineGetRequest,
     ) -> Result<v1::StateEngineGetResponse> {
         check_state_key(&request.key)?;
-        let content = self.content.lock();
+        let content = self.fresh();
         let entry = content.entries.get(&request.key);
         Ok(v1::StateEngineGetResponse {
             entry: entry.map(|entry| held(&request.key, entry)),
@@ -330,7 +176,8 @@ impl Table {
         let key = request.key;
         check_state_key(&key)?;
         check_json(&key, &request.value, MAX_STATE_BYTES)?;
-        let mut content = self.content.lock();
+        let deadline = deadline(request.ttl)?;
+        let mut content = self.fresh();
         let current = content.entries.get(&key).map_or(0, |entry| entry.revision);
         check_revision(&key, current, request.if_revision)?;
         let now = SystemTime::now();
@@ -338,8 +185,15 @@ impl Table {
             && entry.value == request.value
         {
             entry.reported_at = now;
+            (entry.deadline, entry.owned) = (deadline, request.owned);
+            let was_stale = std::mem::take(&mut entry.stale);
+            let (revision, after) = (entry.revision, held(&key, entry));
+            if was_stale {
+                let kind = v1::state_change::Kind::Live;
+                self.changed(&mut content, kind, after, request.value, cause);
+            }
             return Ok(v1::StateEngineSetResponse {
-                revision: entry.revision,
+                revision,
                 changed: false,
             });
         }
@@ -350,6 +204,9 @@ impl Table {
             writer: writer.to_owned(),
             changed_at: now,
             reported_at: now,
+            deadline,
+            owned: request.owned,
+            stale: false,
         };
         let revision = entry.revision;
         let after = held(&key, &entry);
@@ -375,7 +232,7 @@ impl Table {
         request: &v1::StateEngineDeleteRequest,
     ) -> Result<v1::StateEngineDeleteResponse> {
         check_state_key(&request.key)?;
-        let mut content = self.content.lock();
+        let mut content = self.fresh();
         let current = content
             .entries
             .get(&request.key)
@@ -385,15 +242,45 @@ impl Table {
             return Ok(v1::StateEngineDeleteResponse { existed: false });
         };
         content.revision += 1;
-        let after = v1::StateEntry {
-            value: Bytes::new(),
-            revision: content.revision,
-            writer: writer.to_owned(),
-            ..held(&request.key, &old)
-        };
+        let after = gone(&request.key, &old, content.revision, writer);
         let kind = v1::state_change::Kind::Deleted;
         self.changed(&mut content, kind, after, old.value, cause);
         Ok(v1::StateEngineDeleteResponse { existed: true })
+    }
+
+    /// The content without what has expired.
+    fn fresh(&self) -> parking_lot::MutexGuard<'_, TableContent> {
+        let mut content = self.content.lock();
+        let now = Instant::now();
+        let expired = content.entries.iter();
+        let expired = expired.filter(|(_, entry)| entry.deadline.is_some_and(|(at, _)| at <= now));
+        let expired: Vec<_> = expired.map(|(key, _)| key.clone()).collect();
+        for key in expired {
+            let Some(old) = content.entries.remove(&key) else {
+                continue;
+            };
+            content.revision += 1;
+            let after = gone(&key, &old, content.revision, "core");
+            let kind = v1::state_change::Kind::Expired;
+            self.changed(&mut content, kind, after, old.value, "");
+        }
+        content
+    }
+
+    /// The run of the plugin has ended.
+    pub(super) fn end_run(&self) {
+        let mut content = self.fresh();
+        let owned = content.entries.iter_mut();
+        let owned = owned.filter(|(_, entry)| entry.owned && !entry.stale);
+        let stale = owned.map(|(key, entry)| {
+            entry.stale = true;
+            (held(key, entry), entry.value.clone())
+        });
+        let stale: Vec<_> = stale.collect();
+        for (after, value) in stale {
+            let kind = v1::state_change::Kind::Stale;
+            self.changed(&mut content, kind, after, value, "");
+        }
     }
 
     fn changed(
@@ -418,7 +305,7 @@ impl Table {
         &self,
         request: &v1::StateEngineListRequest,
     ) -> Result<v1::StateEngineListResponse> {
-        let content = self.content.lock();
+        let content = self.fresh();
         let wanted = content
             .entries
             .iter()
@@ -434,7 +321,7 @@ impl Table {
 
     /// What is there, and how many changes that includes.
     pub(super) fn snapshot(&self, patterns: &[String]) -> (v1::StateEngineWatchResponse, usize) {
-        let content = self.content.lock();
+        let content = self.fresh();
         let wanted = |key: &str| patterns.iter().any(|pattern| matches(pattern, key));
         let initial = content.entries.iter().filter(|(key, _)| wanted(key));
         let changes = initial.map(|(key, entry)| v1::StateChange {

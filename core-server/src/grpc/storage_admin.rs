@@ -1,0 +1,196 @@
+//! `StorageAdmin`.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use core_proto::servers::storage_admin_server;
+use core_proto::v1;
+use futures_util::{StreamExt as _, stream};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::BadField;
+use super::convert::storage::usage;
+use super::{DEFAULT_TIMEOUT, gate, status, unary};
+use crate::error::Failure;
+use crate::security::{Action, Caller, Gatekeeper};
+use crate::storage::{Exporter, Importer, Namespace, OwnQuota, Storage};
+use crate::task::TaskScope;
+
+/// Deadline of a backup, a check or a dropping that gives none.
+const LONG_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) storage: Storage,
+    pub(super) gatekeeper: Gatekeeper,
+    pub(super) scope: TaskScope,
+}
+
+fn deadline(caller: &Caller, otherwise: Duration) -> Instant {
+    caller
+        .deadline
+        .unwrap_or_else(|| Instant::now() + otherwise)
+}
+
+/// A request that may take far longer than others: without a deadline of its own it gets that of such.
+async fn long<M, A>(
+    mut request: Request<M>,
+    handler: impl AsyncFnOnce(Caller, M) -> Result<A, Failure>,
+) -> Result<Response<A>, Status> {
+    let mut caller = gate::caller(&request)?;
+    caller.deadline = Some(deadline(&caller, LONG_TIMEOUT));
+    request.extensions_mut().insert(caller);
+    unary(request, handler).await
+}
+
+impl Api {
+    fn backup_path(&self, asked: String) -> Result<PathBuf, BadField> {
+        if asked.is_empty() {
+            return Ok(self.storage.default_backup_path(SystemTime::now()));
+        }
+        let path = PathBuf::from(asked);
+        if !path.is_absolute() {
+            return Err(BadField::Malformed {
+                field: "path",
+                why: "it must be absolute: it is a file of the core's machine".to_owned(),
+            });
+        }
+        Ok(path)
+    }
+}
+
+#[tonic::async_trait]
+impl storage_admin_server::StorageAdmin for Api {
+    async fn list_namespaces(
+        &self,
+        request: Request<v1::StorageAdminListNamespacesRequest>,
+    ) -> Result<Response<v1::StorageAdminListNamespacesResponse>, Status> {
+        unary(request, async |_, _| {
+            let namespaces = self.storage.namespaces().await?;
+            Ok(v1::StorageAdminListNamespacesResponse {
+                namespaces: namespaces.iter().map(usage).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn set_quota(
+        &self,
+        request: Request<v1::StorageAdminSetQuotaRequest>,
+    ) -> Result<Response<v1::StorageAdminSetQuotaResponse>, Status> {
+        unary(request, async |caller, message| {
+            let namespace = Namespace::parse(&message.namespace)?;
+            let own = OwnQuota {
+                keys: message.max_keys,
+                bytes: message.max_bytes,
+            };
+            let deadline = deadline(&caller, DEFAULT_TIMEOUT);
+            let quota = self.storage.set_quota(&namespace, own, deadline).await?;
+            Ok(v1::StorageAdminSetQuotaResponse {
+                max_keys: quota.keys,
+                max_bytes: quota.bytes,
+            })
+        })
+        .await
+    }
+
+    async fn drop_namespace(
+        &self,
+        request: Request<v1::StorageAdminDropNamespaceRequest>,
+    ) -> Result<Response<v1::StorageAdminDropNamespaceResponse>, Status> {
+        long(request, async |caller, message| {
+            let namespace = Namespace::parse(&message.namespace)?;
+            let write = Action::WriteStorage(namespace.as_str());
+            self.gatekeeper.authorize(&caller.source, write)?;
+            let deadline = deadline(&caller, LONG_TIMEOUT);
+            let removed = self.storage.drop_namespace(&namespace, deadline).await?;
+            Ok(v1::StorageAdminDropNamespaceResponse { removed })
+        })
+        .await
+    }
+
+    async fn backup(
+        &self,
+        request: Request<v1::StorageAdminBackupRequest>,
+    ) -> Result<Response<v1::StorageAdminBackupResponse>, Status> {
+        long(request, async |caller, message| {
+            let path = self.backup_path(message.path)?;
+            let began = Instant::now();
+            let deadline = deadline(&caller, LONG_TIMEOUT);
+            let made = self.storage.backup(path, deadline).await?;
+            Ok(v1::StorageAdminBackupResponse {
+                path: made.path.display().to_string(),
+                bytes: made.bytes,
+                sha256: made.sha256,
+                revision: made.revision.0,
+                took: prost_types::Duration::try_from(began.elapsed()).ok(),
+            })
+        })
+        .await
+    }
+
+    async fn check(
+        &self,
+        request: Request<v1::StorageAdminCheckRequest>,
+    ) -> Result<Response<v1::StorageAdminCheckResponse>, Status> {
+        long(request, async |caller, _| {
+            let deadline = deadline(&caller, LONG_TIMEOUT);
+            let findings = self.storage.check(deadline).await?;
+            Ok(v1::StorageAdminCheckResponse { findings })
+        })
+        .await
+    }
+
+    type ExportStream = super::ResponseStream<v1::StorageAdminExportResponse>;
+
+    async fn export(
+        &self,
+        request: Request<v1::StorageAdminExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let asked = request.into_inner().namespace;
+        let one = (!asked.is_empty()).then(|| Namespace::parse(&asked));
+        let one = one
+            .transpose()
+            .map_err(|error| status::from_failure(Failure::from(error)))?;
+        let exporter = Exporter::begin(self.storage.clone(), one).await;
+        let exporter = exporter.map_err(|error| status::from_failure(Failure::from(error)))?;
+        let lines = stream::try_unfold(exporter, async |mut exporter| {
+            let lines = exporter.next().await?;
+            Ok::<_, Failure>(lines.map(|lines| {
+                let message = v1::StorageAdminExportResponse {
+                    lines: lines.into(),
+                    entries: exporter.entries(),
+                };
+                (message, exporter)
+            }))
+        });
+        Ok(Response::new(super::stream(lines, &caller, &self.scope)))
+    }
+
+    type ImportStream = super::ResponseStream<v1::StorageAdminImportResponse>;
+
+    async fn import(
+        &self,
+        request: Request<Streaming<v1::StorageAdminImportRequest>>,
+    ) -> Result<Response<Self::ImportStream>, Status> {
+        let caller = gate::caller(&request)?;
+        let state = (Importer::new(self.storage.clone()), request.into_inner());
+        let progress = stream::unfold(Some(state), async |state| {
+            let (mut importer, mut requests) = state?;
+            // Who goes away in the middle has what was answered, and perhaps what was not.
+            let message = requests.next().await?.ok()?;
+            let done = importer.take(&message.lines).await;
+            let goes_on = done.is_ok();
+            let progress = done
+                .map_err(Failure::from)
+                .map(|()| v1::StorageAdminImportResponse {
+                    entries: importer.entries(),
+                    expired: importer.expired(),
+                });
+            Some((progress, goes_on.then_some((importer, requests))))
+        });
+        Ok(Response::new(super::stream(progress, &caller, &self.scope)))
+    }
+}

@@ -1,0 +1,322 @@
+//! What operators do with the store: usage, quotas, dropping a namespace, backup, check.
+
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, timeout_at};
+
+use super::adapter::{CopyFault, Op, StorageAdapter, Stretch};
+use super::config::Config;
+use super::error::{Error, Fault};
+use super::names::{Direction, KeyRange, Namespace};
+use super::quota::{CORE_NAMESPACE, OwnQuota, Quota, Quotas, Usage, key_of};
+use super::request::{Apply, MAX_OPS, MAX_PAGE_SIZE, Query};
+use super::writer::Shared;
+use super::{MAX_PAGE_BYTES, READ_TIMEOUT, Storage};
+use crate::error::Outcome;
+use crate::types::Revision;
+
+/// What a namespace holds, and may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceUsage {
+    /// Its name.
+    pub namespace: Namespace,
+    /// What it holds.
+    pub usage: Usage,
+    /// What it may hold.
+    pub quota: Quota,
+}
+
+/// A copy that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The file; beside it lies `<path>.sha256`.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// The store's revision in it.
+    pub revision: Revision,
+}
+
+impl Storage {
+    /// What a namespace holds, and may hold. One that holds nothing is no error.
+    ///
+    /// # Errors
+    /// Those of [`Self::get`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the answer.
+    pub async fn usage(&self, namespace: &Namespace) -> Result<NamespaceUsage, Error> {
+        let of = namespace.clone();
+        let usage = self
+            .read(move |shared, _| shared.adapter.usage(&of))
+            .await?;
+        let quota = self.inner.shared.quotas.read().of(namespace);
+        Ok(NamespaceUsage {
+            namespace: namespace.clone(),
+            usage,
+            quota,
+        })
+    }
+
+    /// The same of all namespaces that hold anything, in order of their names; the core's own too.
+    ///
+    /// # Errors
+    /// Those of [`Self::get`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the answer.
+    pub async fn namespaces(&self) -> Result<Vec<NamespaceUsage>, Error> {
+        let used = self.read(|shared, _| shared.adapter.namespaces()).await?;
+        let quotas = self.inner.shared.quotas.read();
+        Ok(used
+            .into_iter()
+            .map(|(namespace, usage)| NamespaceUsage {
+                quota: quotas.of(&namespace),
+                namespace,
+                usage,
+            })
+            .collect())
+    }
+
+    /// Sets what a namespace may hold. It may be less than what it holds: then only growth is refused.
+    ///
+    /// # Errors
+    /// Those of [`Self::apply`].
+    ///
+    /// # Cancel safety
+    /// The write goes on.
+    pub async fn set_quota(
+        &self,
+        namespace: &Namespace,
+        own: OwnQuota,
+        deadline: Instant,
+    ) -> Result<Quota, Error> {
+        let key = key_of(namespace);
+        let core = Namespace::parse(CORE_NAMESPACE)?;
+        if own == OwnQuota::default() {
+            self.delete(&core, key, None, deadline).await?;
+        } else {
+            let text = serde_json::to_vec(&own).expect("two numbers are JSON");
+            self.set(&core, key, text.into(), None, deadline).await?;
+        }
+        Ok(self.inner.shared.quotas.read().of(namespace))
+    }
+
+    /// Removes all that a namespace holds, some keys at a time: who watches hears of each. Not one
+    /// transaction; when it fails in between, the rest is there, and it can be repeated. Returns how
+    /// many keys were removed.
+    ///
+    /// # Errors
+    /// Those of [`Self::apply`] and [`Self::get`].
+    ///
+    /// # Cancel safety
+    /// What was removed is.
+    pub async fn drop_namespace(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<u64, Error> {
+        let mut removed = 0;
+        loop {
+            let query = Query {
+                page_size: u32::try_from(MAX_PAGE_SIZE).unwrap_or(u32::MAX),
+                ..Query::all(namespace.clone())
+            };
+            let page = self.list_keys(query).await?;
+            // All are queued at once, so that they share transactions.
+            let writes: Vec<_> = page
+                .items
+                .chunks(MAX_OPS)
+                .map(|keys| {
+                    let delete = |key: &super::Key| Op::Delete { key: key.clone() };
+                    let apply = Apply {
+                        namespace: namespace.clone(),
+                        checks: Vec::new(),
+                        ops: keys.iter().map(delete).collect(),
+                        after_commit: None,
+                        after_commit_bytes: 0,
+                    };
+                    self.apply(apply, deadline)
+                })
+                .collect();
+            for write in writes {
+                let applied = write.await?;
+                removed += applied.existed.iter().filter(|existed| **existed).count() as u64;
+            }
+            if page.next_page_token.is_empty() {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// Where a backup goes for which nothing else is said: `backups/` beside the database.
+    #[must_use]
+    pub fn default_backup_path(&self, now: SystemTime) -> PathBuf {
+        let database = Path::new(&self.inner.info.location);
+        let directory = database.parent().unwrap_or(Path::new(""));
+        let stem = database.file_stem().unwrap_or_default().to_string_lossy();
+        let time = jiff::Timestamp::try_from(now).unwrap_or_default();
+        let time = time.strftime("%Y%m%dT%H%M%S%3fZ");
+        let path = directory.join("backups").join(format!("{stem}-{time}.db"));
+        std::path::absolute(&path).unwrap_or(path)
+    }
+
+    /// Writes a copy of one snapshot, checks it, and writes its digest beside it. Writes go on
+    /// meanwhile. Waits for another backup or check to end.
+    ///
+    /// # Errors
+    /// [`Error::FileExists`], [`Error::Unsupported`], [`Error::LogTooLong`], [`Error::BadCopy`],
+    /// [`Error::DiskLow`], [`Error::Failed`], [`Error::Deadline`], [`Error::ShuttingDown`]; no file is
+    /// left.
+    ///
+    /// # Cancel safety
+    /// The backup goes on.
+    pub async fn backup(&self, path: PathBuf, deadline: Instant) -> Result<Backup, Error> {
+        self.read_long(deadline, move |shared| {
+            let revision = shared.adapter.backup(&path)?;
+            let (bytes, sha256) = write_digest(&path).map_err(failed)?;
+            Ok(Backup {
+                path,
+                bytes,
+                sha256,
+                revision,
+            })
+        })
+        .await
+    }
+
+    /// Reads all there is and says what is wrong with it, at most 100 findings. Writes go on
+    /// meanwhile. Waits for another backup or check to end.
+    ///
+    /// # Errors
+    /// [`Error::LogTooLong`], [`Error::Failed`], [`Error::Deadline`], [`Error::ShuttingDown`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the answer.
+    pub async fn check(&self, deadline: Instant) -> Result<Vec<String>, Error> {
+        self.read_long(deadline, |shared| shared.adapter.check())
+            .await
+    }
+
+    async fn read_long<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce(&Shared) -> Result<T, CopyFault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let late = |_| Error::Deadline {
+            outcome: Outcome::Unknown,
+        };
+        let permit = timeout_at(
+            deadline,
+            Arc::clone(&self.inner.long_reader).acquire_owned(),
+        )
+        .await
+        .map_err(late)?
+        .map_err(|_| Error::ShuttingDown)?;
+        let shared = Arc::clone(&self.inner.shared);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "engines block; this is where they may"
+        )]
+        let reading = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            job(&shared)
+        });
+        match timeout_at(deadline, reading).await.map_err(late)? {
+            Ok(result) => result.map_err(|fault| self.copy_error(fault)),
+            Err(panic) => Err(Error::Failed {
+                outcome: Outcome::NotApplied,
+                source: Arc::new(panic),
+            }),
+        }
+    }
+
+    fn copy_error(&self, fault: CopyFault) -> Error {
+        match fault {
+            CopyFault::Unsupported => Error::Unsupported {
+                adapter: self.inner.info.name,
+            },
+            CopyFault::LogTooLong { limit_bytes } => Error::LogTooLong { limit_bytes },
+            CopyFault::Exists { path } => Error::FileExists { path },
+            CopyFault::BadCopy(finding) => Error::BadCopy { finding },
+            CopyFault::Failed(fault) => fault.into_error(Outcome::NotApplied),
+        }
+    }
+}
+
+fn failed(error: io::Error) -> CopyFault {
+    CopyFault::Failed(Fault::Failed(Arc::new(error)))
+}
+
+/// The quotas that are kept in the store, over the defaults.
+pub(super) fn load_quotas(adapter: &dyn StorageAdapter, config: &Config) -> Result<Quotas, Fault> {
+    let default = Quota {
+        keys: config.namespace_keys,
+        bytes: config.namespace_bytes,
+    };
+    let mut quotas = Quotas::new(default, config.store_bytes);
+    let namespace = Namespace::parse(CORE_NAMESPACE).expect("a good namespace");
+    let mut start: Option<String> = None;
+    loop {
+        let stretch = Stretch {
+            namespace: namespace.clone(),
+            range: KeyRange::new("", start.as_deref(), Direction::Ascending),
+            direction: Direction::Ascending,
+            limit: MAX_PAGE_SIZE,
+            max_bytes: MAX_PAGE_BYTES,
+            now: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let found = adapter.scan(&stretch, Instant::now() + READ_TIMEOUT)?;
+        for entry in &found.items {
+            quotas.learn(&entry.key, Some(entry.value.as_str()));
+        }
+        match found.items.last() {
+            Some(last) if found.more => start = Some(last.key.to_string()),
+            _ => return Ok(quotas),
+        }
+    }
+}
+
+/// The size and SHA-256 of a file.
+pub(super) fn digest(path: &Path) -> io::Result<(u64, String)> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        bytes += read as u64;
+        hash.update(&piece[..read]);
+    }
+    let hex = hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        use std::fmt::Write as _;
+        write!(hex, "{byte:02x}").expect("a String takes everything");
+        hex
+    });
+    Ok((bytes, hex))
+}
+
+/// Where the digest of a file stands: in the form that `sha256sum --check` reads.
+pub(super) fn digest_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sha256");
+    name.into()
+}
+
+fn write_digest(path: &Path) -> io::Result<(u64, String)> {
+    let (bytes, sha256) = digest(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut file = std::fs::File::create(digest_path(path))?;
+    writeln!(file, "{sha256}  {name}")?;
+    file.sync_all()?;
+    Ok((bytes, sha256))
+}

@@ -1,0 +1,198 @@
+//! Quotas, usage, dropping, lines out and in.
+
+use super::*;
+use crate::storage::{Exporter, Importer, OwnQuota};
+
+async fn usage(storage: &Storage, space: &Namespace) -> (u64, u64) {
+    let usage = storage.usage(space).await.expect("reads").usage;
+    (usage.keys, usage.bytes)
+}
+
+pub(super) async fn usage_is_what_is_there(bench: Bench) {
+    let storage = bench.open();
+    let (space, other) = (namespace("n"), namespace("m"));
+    assert_eq!(usage(&storage, &space).await, (0, 0));
+    set(&storage, &space, "abc", "12345").await.expect("writes");
+    set(&storage, &space, "d", "\"\u{e9}\"")
+        .await
+        .expect("writes");
+    set(&storage, &other, "x", "1").await.expect("writes");
+    assert_eq!(usage(&storage, &space).await, (2, 13));
+    set(&storage, &space, "abc", "1").await.expect("writes");
+    assert_eq!(usage(&storage, &space).await, (2, 9));
+    let batch = vec![delete_op("d"), delete_op("nothing"), set_op("e", "1")];
+    storage
+        .apply(apply(&space, &[], batch), soon())
+        .await
+        .expect("writes");
+    assert_eq!(usage(&storage, &space).await, (2, 6));
+    let all = storage.namespaces().await.expect("reads");
+    let all: Vec<_> = all
+        .iter()
+        .map(|used| (used.namespace.as_str(), used.usage.keys))
+        .collect();
+    assert_eq!(all, [("m", 1), ("n", 2)]);
+    let removed = storage.drop_namespace(&space, soon()).await.expect("drops");
+    assert_eq!(removed, 2);
+    assert_eq!(usage(&storage, &space).await, (0, 0));
+    assert_eq!(storage.namespaces().await.expect("reads").len(), 1);
+}
+
+pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
+    bench.config.namespace_keys = 3;
+    bench.config.namespace_bytes = 100;
+    bench.config.store_bytes = 150;
+    let adapter = bench.adapter();
+    let storage = Storage::open(Arc::clone(&adapter), &bench.config).expect("opens");
+    let (space, other) = (namespace("n"), namespace("m"));
+    let text = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    for name in ["a", "b", "c"] {
+        set(&storage, &space, name, "1").await.expect("room");
+    }
+    let refused = set(&storage, &space, "d", "1").await.expect_err("a fourth");
+    assert_eq!(refused.reason(), Reason::QuotaKeys);
+    assert_eq!(refused.outcome(), crate::error::Outcome::NotApplied);
+    // All or nothing, also here; and one that makes room for itself is fine.
+    let ops = vec![set_op("a", "2"), set_op("d", "1")];
+    let refused = storage.apply(apply(&space, &[], ops), soon()).await;
+    assert_eq!(refused.expect_err("a fourth").reason(), Reason::QuotaKeys);
+    assert_eq!(value(&storage, &space, "a").await.as_deref(), Some("1"));
+    let ops = vec![delete_op("c"), set_op("d", "1")];
+    storage
+        .apply(apply(&space, &[], ops), soon())
+        .await
+        .expect("no growth");
+    let refused = set(&storage, &space, "a", &text(96))
+        .await
+        .expect_err("101 bytes");
+    assert_eq!(refused.reason(), Reason::QuotaBytes);
+    set(&storage, &space, "a", &text(95))
+        .await
+        .expect("100 bytes");
+    let refused = set(&storage, &other, "a", &text(50))
+        .await
+        .expect_err("the store is full");
+    assert_eq!(refused.reason(), Reason::QuotaBytes);
+    assert!(
+        refused.metadata().contains(&("scope", "store".to_owned())),
+        "{refused}"
+    );
+    assert_eq!(storage.stats().over_quota, 4);
+    let deleted = storage.delete(&space, key("a"), None, soon());
+    assert!(deleted.await.expect("always").existed);
+
+    // Another one for this namespace, kept over a restart.
+    let own = OwnQuota {
+        keys: Some(4),
+        bytes: None,
+    };
+    let quota = storage.set_quota(&space, own, soon()).await.expect("sets");
+    assert_eq!((quota.keys, quota.bytes), (4, 100));
+    let again = bench.after_crash(&adapter);
+    for name in ["e", "f"] {
+        set(&again, &space, name, "1").await.expect("four");
+    }
+    let refused = set(&again, &space, "g", "1").await.expect_err("a fifth");
+    assert_eq!(refused.reason(), Reason::QuotaKeys);
+    let none = OwnQuota::default();
+    assert_eq!(
+        again
+            .set_quota(&space, none, soon())
+            .await
+            .expect("sets")
+            .keys,
+        3
+    );
+    set(&again, &space, "f", "2").await.expect("no growth");
+}
+
+pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
+    let storage = bench.open();
+    let (space, other) = (namespace("n"), namespace("m"));
+    let values = [
+        "{ \"a\" :\n1 }",
+        "1.0",
+        " 2 ",
+        "\"\\u00e9 \u{e9} \\n\"",
+        "\t[]\r\n",
+        "1e400",
+    ];
+    for (index, text) in values.iter().enumerate() {
+        set(&storage, &space, &format!("k\u{e9}{index}"), text)
+            .await
+            .expect("writes");
+        set(&storage, &other, &format!("k{index}"), text)
+            .await
+            .expect("writes");
+    }
+    let many = (0..2_500).map(|index| {
+        let value = Bytes::from_static(b"1");
+        storage.set(&other, key(&format!("many{index}")), value, None, soon())
+    });
+    for write in many.collect::<Vec<_>>() {
+        write.await.expect("writes");
+    }
+    let ttl = Some(Duration::from_secs(3_600));
+    let value = Bytes::from_static(b"1");
+    let lasting = storage.set_for(&space, key("lasting"), value, ttl, None, soon());
+    lasting.await.expect("writes");
+    let mut exporter = Exporter::begin(storage.clone(), None)
+        .await
+        .expect("begins");
+    let mut lines = Vec::new();
+    while let Some(piece) = exporter.next().await.expect("reads") {
+        assert_eq!(piece.last(), Some(&b'\n'), "whole lines");
+        lines.push(piece);
+    }
+    let before = contents(&storage, &[&space, &other]).await;
+    assert_eq!(exporter.entries(), before.len() as u64);
+    for namespace in [&space, &other] {
+        storage
+            .drop_namespace(namespace, soon())
+            .await
+            .expect("drops");
+    }
+    let mut importer = Importer::new(storage.clone());
+    for piece in &lines {
+        importer.take(piece).await.expect("imports");
+    }
+    assert_eq!(importer.entries(), before.len() as u64);
+    assert_eq!(contents(&storage, &[&space, &other]).await, before);
+    let entry = storage.get(&space, &key("lasting")).await.expect("reads");
+    assert!(entry.expect("there").expires_at.is_some());
+
+    let bad = b"{\"namespace\":\"n\",\"key\":\"good\",\"value\":1}\n{\"namespace\":\"n\"}\n";
+    let refused = Importer::new(storage.clone())
+        .take(bad)
+        .await
+        .expect_err("no key");
+    assert_eq!(refused.reason(), Reason::BadLine);
+    assert_eq!(refused.metadata(), [("line", "2".to_owned())]);
+    assert_eq!(
+        super::value(&storage, &space, "good").await.as_deref(),
+        Some("1")
+    );
+    let gone = b"{\"namespace\":\"n\",\"key\":\"gone\",\"value\":1,\"expires_at\":\"2020-01-01T00:00:00Z\"}";
+    let mut importer = Importer::new(storage.clone());
+    importer.take(gone).await.expect("left out");
+    assert_eq!((importer.entries(), importer.expired()), (0, 1));
+}
+
+async fn contents(storage: &Storage, spaces: &[&Namespace]) -> BTreeMap<(String, String), String> {
+    let mut all = BTreeMap::new();
+    for space in spaces {
+        let mut query = Query::all((*space).clone());
+        loop {
+            let page = storage.scan(query.clone()).await.expect("reads");
+            all.extend(page.items.iter().map(|entry| {
+                let place = (space.to_string(), entry.key.to_string());
+                (place, entry.value.as_str().to_owned())
+            }));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            query.page_token = page.next_page_token;
+        }
+    }
+    all
+}

@@ -1,0 +1,332 @@
+//! Entries as JSON Lines, out and in again, byte for byte.
+//!
+//! A line is one JSON object. A value stands in it as it is, unless its text has line breaks: then it
+//! stands as a JSON string in `text`.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::Storage;
+use super::adapter::{Entry, Op};
+use super::clock::MAX_TTL;
+use super::error::Error;
+use super::names::{Key, Namespace};
+use super::request::{Apply, MAX_APPLY_BYTES, MAX_OPS, MAX_PAGE_SIZE, Query};
+use crate::error::{Classify, ErrorKind, Outcome, Reason};
+
+/// Time for one write of an import.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Serialize)]
+struct LineOut<'a> {
+    namespace: &'a str,
+    key: &'a str,
+    revision: u64,
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct LineIn<'a> {
+    namespace: String,
+    key: String,
+    #[serde(default)]
+    expires_at: Option<String>,
+    #[serde(borrow, default)]
+    value: Option<&'a RawValue>,
+    #[serde(default)]
+    text: Option<String>,
+}
+
+/// The entries of a namespace, or of all.
+pub struct Exporter {
+    storage: Storage,
+    left: VecDeque<Namespace>,
+    page_token: String,
+    entries: u64,
+}
+
+impl Exporter {
+    /// Begins. `None`: all namespaces.
+    ///
+    /// # Errors
+    /// Those of [`Storage::namespaces`].
+    pub async fn begin(storage: Storage, namespace: Option<Namespace>) -> Result<Self, Error> {
+        let left = match namespace {
+            Some(namespace) => VecDeque::from([namespace]),
+            None => {
+                let all = storage.namespaces().await?;
+                all.into_iter().map(|used| used.namespace).collect()
+            }
+        };
+        Ok(Self {
+            storage,
+            left,
+            page_token: String::new(),
+            entries: 0,
+        })
+    }
+
+    /// Entries so far.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Some whole lines; `None`: there are no more.
+    ///
+    /// # Errors
+    /// Those of [`Storage::scan`].
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        while let Some(namespace) = self.left.front() {
+            let query = Query {
+                page_size: u32::try_from(MAX_PAGE_SIZE).unwrap_or(u32::MAX),
+                page_token: std::mem::take(&mut self.page_token),
+                ..Query::all(namespace.clone())
+            };
+            let page = self.storage.scan(query).await?;
+            let mut lines = Vec::new();
+            for entry in &page.items {
+                write_line(&mut lines, namespace, entry);
+            }
+            self.entries += page.items.len() as u64;
+            self.page_token = page.next_page_token;
+            if self.page_token.is_empty() {
+                self.left.pop_front();
+            }
+            if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn write_line(lines: &mut Vec<u8>, namespace: &Namespace, entry: &Entry) {
+    let text = entry.value.as_str();
+    let in_one_line = !text.contains(['\n', '\r']);
+    // A stored value is JSON, but for damage: then its text is told all the same. White space around it
+    // is no part of what can stand as it is.
+    let raw = (in_one_line && text.trim() == text)
+        .then(|| serde_json::from_str::<&RawValue>(text).ok())
+        .flatten();
+    let line = LineOut {
+        namespace: namespace.as_str(),
+        key: entry.key.as_str(),
+        revision: entry.revision.0,
+        updated_at: time_to_text(entry.updated_at),
+        expires_at: entry.expires_at.and_then(time_to_text),
+        value: raw,
+        text: raw.is_none().then_some(text),
+    };
+    serde_json::to_writer(&mut *lines, &line).expect("a Vec takes everything");
+    lines.push(b'\n');
+}
+
+fn time_to_text(time: SystemTime) -> Option<String> {
+    jiff::Timestamp::try_from(time)
+        .ok()
+        .map(|time| time.to_string())
+}
+
+/// Why lines were not written, or not all of them.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// One is no entry.
+    #[error("line {line} is no entry: {problem}")]
+    BadLine {
+        /// Which, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The store refused it.
+    #[error("the lines up to {line} could not be written")]
+    Refused {
+        /// The last line of what was refused, counted from 1.
+        line: u64,
+        /// Why.
+        #[source]
+        source: Error,
+    },
+}
+
+impl Classify for ImportError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::BadLine { .. } => ErrorKind::InvalidArgument,
+            Self::Refused { source, .. } => source.kind(),
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::BadLine { .. } => Reason::BadLine,
+            Self::Refused { source, .. } => source.reason(),
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let (mut facts, line) = match self {
+            Self::BadLine { line, .. } => (Vec::new(), line),
+            Self::Refused { line, source } => (source.metadata(), line),
+        };
+        facts.push(("line", line.to_string()));
+        facts
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::BadLine { .. } => None,
+            Self::Refused { source, .. } => source.retry_after(),
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::BadLine { .. } => Outcome::NotApplied,
+            Self::Refused { source, .. } => source.outcome(),
+        }
+    }
+}
+
+/// Writes lines, over what is there.
+pub struct Importer {
+    storage: Storage,
+    line: u64,
+    entries: u64,
+    expired: u64,
+    namespace: Option<Namespace>,
+    ops: Vec<Op>,
+    keys: HashSet<Key>,
+    bytes: usize,
+}
+
+impl Importer {
+    /// Nothing is written yet.
+    #[must_use]
+    pub fn new(storage: Storage) -> Self {
+        Self {
+            storage,
+            line: 0,
+            entries: 0,
+            expired: 0,
+            namespace: None,
+            ops: Vec::new(),
+            keys: HashSet::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Entries written so far.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Entries left out so far, because their time has passed.
+    #[must_use]
+    pub fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    /// Writes some whole lines. When it returns all of them are on disk.
+    ///
+    /// # Errors
+    /// [`ImportError`]; the lines before the one that it names are written.
+    pub async fn take(&mut self, lines: &[u8]) -> Result<(), ImportError> {
+        for line in lines.split(|byte| *byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            self.line += 1;
+            match self.read(line) {
+                Ok(Some((namespace, op))) => self.add(namespace, op).await?,
+                Ok(None) => self.expired += 1,
+                Err(problem) => {
+                    self.flush().await?;
+                    let line = self.line;
+                    return Err(ImportError::BadLine { line, problem });
+                }
+            }
+        }
+        self.flush().await
+    }
+
+    /// `None`: its time has passed.
+    fn read(&self, line: &[u8]) -> Result<Option<(Namespace, Op)>, String> {
+        let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
+        let line: LineIn<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let namespace = Namespace::parse(&line.namespace).map_err(|error| error.to_string())?;
+        let key = Key::parse(&line.key).map_err(|error| error.to_string())?;
+        let value = match (line.value, line.text) {
+            (Some(value), None) => Bytes::copy_from_slice(value.get().as_bytes()),
+            (None, Some(text)) => Bytes::from(text),
+            _ => return Err("one of `value` and `text` is needed".to_owned()),
+        };
+        let op = Op::set(key, value).map_err(|error| crate::error::chain(&error))?;
+        let Some(expires_at) = line.expires_at else {
+            return Ok(Some((namespace, op)));
+        };
+        let expires_at: jiff::Timestamp = expires_at
+            .parse()
+            .map_err(|error| format!("`expires_at`: {error}"))?;
+        let left = SystemTime::from(expires_at).duration_since(self.storage.now());
+        // A clock that is behind would make it longer than anything may last.
+        let left = left.ok().filter(|left| !left.is_zero());
+        Ok(left.map(|left| (namespace, op.lasting(Some(left.min(MAX_TTL))))))
+    }
+
+    async fn add(&mut self, namespace: Namespace, op: Op) -> Result<(), ImportError> {
+        let bytes = op.size_bytes();
+        let fits = self.ops.len() < MAX_OPS
+            && self.bytes + bytes <= MAX_APPLY_BYTES
+            && self.namespace.as_ref() == Some(&namespace)
+            && !self.keys.contains(op.key());
+        if !fits {
+            self.flush().await?;
+        }
+        self.namespace = Some(namespace);
+        self.bytes += bytes;
+        self.keys.insert(op.key().clone());
+        self.ops.push(op);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), ImportError> {
+        let ops = std::mem::take(&mut self.ops);
+        self.keys.clear();
+        self.bytes = 0;
+        let Some(namespace) = self.namespace.take().filter(|_| !ops.is_empty()) else {
+            return Ok(());
+        };
+        let count = ops.len() as u64;
+        let apply = Apply {
+            namespace,
+            checks: Vec::new(),
+            ops,
+            after_commit: None,
+            after_commit_bytes: 0,
+        };
+        let written = self
+            .storage
+            .apply(apply, Instant::now() + WRITE_TIMEOUT)
+            .await;
+        written.map_err(|source| ImportError::Refused {
+            line: self.line,
+            source,
+        })?;
+        self.entries += count;
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! The one long reader: a backup, or a check of everything.
+//!
+//! While it reads, the log can be moved into the database but not begun anew, so it grows with what is
+//! written. The writer looks at that after each batch and ends the reader when the log has grown by
+//! [`MAX_LOG_GROWTH_FRAMES`] since it began.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
+
+use super::lock::{beside, sync_directory};
+use super::{PAGE_BYTES, connection, fault, read};
+use crate::storage::adapter::CopyFault;
+use crate::storage::error::Fault;
+use crate::types::Revision;
+
+/// Of pages of 4 KiB: 256 MiB.
+const MAX_LOG_GROWTH_FRAMES: i64 = 65_536;
+/// Most findings of a check.
+const MAX_FINDINGS: usize = 100;
+
+/// At most one at a time, which the store sees to.
+#[derive(Default)]
+pub(super) struct LongReader {
+    /// Guards what the writer needs to know of it; held for a look.
+    now: Mutex<Option<Reading>>,
+}
+
+struct Reading {
+    handle: InterruptHandle,
+    /// Frames of the log when the writer first looked.
+    began_at: Option<i64>,
+    too_long: bool,
+}
+
+/// Takes the reading away at its end, however it ends.
+struct End<'a>(&'a LongReader);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        *self.0.now.lock() = None;
+    }
+}
+
+impl LongReader {
+    /// The writer's look: whether there is a long reading. Ends it when the log grew too much.
+    pub(super) fn look(&self, frames: i64) -> bool {
+        let mut now = self.now.lock();
+        let Some(reading) = &mut *now else {
+            return false;
+        };
+        let began_at = *reading.began_at.get_or_insert(frames);
+        // A log that began anew meanwhile is short, and not held by this reading yet.
+        if frames < began_at {
+            reading.began_at = Some(frames);
+        }
+        if frames - began_at > MAX_LOG_GROWTH_FRAMES {
+            if !reading.too_long {
+                tracing::warn!(
+                    grown_bytes = MAX_LOG_GROWTH_FRAMES.unsigned_abs() * PAGE_BYTES,
+                    "a backup or check is ended: the write-ahead log grew too much meanwhile"
+                );
+            }
+            reading.too_long = true;
+            // Each time: it does nothing to a reading that is between two statements.
+            reading.handle.interrupt();
+        }
+        true
+    }
+
+    pub(super) fn interrupt(&self) {
+        if let Some(reading) = &*self.now.lock() {
+            reading.handle.interrupt();
+        }
+    }
+
+    pub(super) fn read<T>(
+        &self,
+        connection: &Connection,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CopyFault> {
+        *self.now.lock() = Some(Reading {
+            handle: connection.get_interrupt_handle(),
+            began_at: None,
+            too_long: false,
+        });
+        let end = End(self);
+        let result = job(connection);
+        let too_long = self
+            .now
+            .lock()
+            .as_ref()
+            .is_some_and(|reading| reading.too_long);
+        drop(end);
+        result.map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) if too_long => CopyFault::LogTooLong {
+                limit_bytes: MAX_LOG_GROWTH_FRAMES.unsigned_abs() * PAGE_BYTES,
+            },
+            Some(ErrorCode::OperationInterrupted) => CopyFault::Failed(Fault::Closed),
+            _ => CopyFault::Failed(fault(error)),
+        })
+    }
+
+    pub(super) fn backup(&self, from: &Path, to: &Path) -> Result<Revision, CopyFault> {
+        if to.exists() {
+            let path = to.to_owned();
+            return Err(CopyFault::Exists { path });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let source = Connection::open_with_flags(from, flags)
+            .and_then(|source| {
+                source.busy_timeout(connection::PATIENCE)?;
+                source.pragma_update(None, "mmap_size", 0)?;
+                Ok(source)
+            })
+            .map_err(|error| CopyFault::Failed(fault(error)))?;
+        let half_done = HalfDone::begin(to)?;
+        let name = half_done.path.to_string_lossy();
+        self.read(&source, |source| {
+            source
+                .execute("VACUUM INTO ?1", [name.as_ref()])
+                .map(|_| ())
+        })?;
+        drop(source);
+        let revision = judge(&half_done.path)?;
+        half_done.finish(to)?;
+        Ok(revision)
+    }
+
+    pub(super) fn check(&self, path: &Path) -> Result<Vec<String>, CopyFault> {
+        let connection =
+            connection::for_reading(path).map_err(|error| CopyFault::Failed(fault(error)))?;
+        self.read(&connection, findings)
+    }
+}
+
+/// A copy that is not finished. Dropping it removes it.
+struct HalfDone {
+    path: PathBuf,
+    finished: bool,
+}
+
+impl HalfDone {
+    fn begin(to: &Path) -> Result<Self, CopyFault> {
+        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+        let path = beside(to, ".tmp");
+        let begin = || {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(super::lock::directory(to))?;
+            remove(&path)?;
+            // For its owner only from the first byte on; SQLite fills an empty file.
+            File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+        };
+        begin().map_err(failed)?;
+        Ok(Self {
+            path,
+            finished: false,
+        })
+    }
+
+    fn finish(mut self, to: &Path) -> Result<(), CopyFault> {
+        // A hard link fails when the name is taken; a rename would replace.
+        let finish = || {
+            File::open(&self.path)?.sync_all()?;
+            std::fs::hard_link(&self.path, to)?;
+            remove(&self.path)
+        };
+        finish().map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => CopyFault::Exists {
+                path: to.to_owned(),
+            },
+            _ => failed(error),
+        })?;
+        self.finished = true;
+        sync_directory(to).map_err(|error| CopyFault::Failed(Fault::Failed(Arc::new(error))))
+    }
+}
+
+impl Drop for HalfDone {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = remove(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "half a copy is left");
+        }
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn failed(error: io::Error) -> CopyFault {
+    CopyFault::Failed(match error.kind() {
+        io::ErrorKind::StorageFull => Fault::DiskFull(Arc::new(error)),
+        _ => Fault::Failed(Arc::new(error)),
+    })
+}
+
+/// Opens a copy as a stranger would and checks it.
+fn judge(path: &Path) -> Result<Revision, CopyFault> {
+    let judge = || {
+        let copy = connection::for_reading(path)?;
+        let verdict: String = copy.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        Ok((verdict, read::revision(&copy)?))
+    };
+    match judge() {
+        Ok((verdict, revision)) if verdict == "ok" => Ok(revision),
+        Ok((verdict, _)) => Err(CopyFault::BadCopy(verdict)),
+        Err(error) => {
+            let error: rusqlite::Error = error;
+            Err(CopyFault::BadCopy(error.to_string()))
+        }
+    }
+}
+
+/// What is wrong with a database: SQLite's own findings, and counts that do not agree with what is
+/// there.
+pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let _snapshot = connection.unchecked_transaction()?;
+    let mut statement = connection.prepare(&format!("PRAGMA integrity_check({MAX_FINDINGS})"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let mut findings = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    findings.retain(|finding| finding != "ok");
+    if !findings.is_empty() {
+        return Ok(findings);
+    }
+    let mut statement = connection.prepare(
+        "SELECT namespace, count(*), sum(octet_length(key) + octet_length(value)), max(revision) \
+         FROM entry GROUP BY namespace ORDER BY namespace",
+    )?;
+    let mut rows = statement.query([])?;
+    let (mut keys, mut bytes, mut newest) = (0, 0, 0);
+    let mut counted = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (count, sum): (i64, i64) = (row.get(1)?, row.get(2)?);
+        keys += count;
+        bytes += sum;
+        newest = newest.max(row.get::<_, i64>(3)?);
+        counted.push((row.get::<_, String>(0)?, count, sum));
+    }
+    counted.insert(0, (String::new(), keys, bytes));
+    let kept = read::tallies(connection)?;
+    let kept = kept.into_iter().map(|(name, usage)| {
+        let signed = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        (name, signed(usage.keys), signed(usage.bytes))
+    });
+    if !kept.eq(counted.iter().cloned()) {
+        findings.push("the kept counts of keys and bytes are not those of the entries".to_owned());
+    }
+    let revision = read::revision(connection)?;
+    if Revision(newest.unsigned_abs()) > revision {
+        findings.push(format!(
+            "an entry has revision {newest}, the store only {revision}"
+        ));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,270 @@
+//! Backups, checks, restoring, verifying.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::offline::{restore, verify};
+use super::*;
+use crate::storage::adapter::Op;
+use crate::storage::admin::digest_path;
+use crate::storage::quota::Quotas;
+use crate::storage::{Config, Storage};
+
+struct Place {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    copy: PathBuf,
+}
+
+fn place() -> Place {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("data").join("runtime.db");
+    let copy = directory.path().join("backups").join("one.db");
+    Place {
+        _directory: directory,
+        path,
+        copy,
+    }
+}
+
+fn namespace() -> Namespace {
+    Namespace::parse("n").expect("good")
+}
+
+fn write(name: &str, text: &str) -> Commit {
+    let key = Key::parse(name).expect("good");
+    Commit {
+        namespace: namespace(),
+        checks: Vec::new(),
+        ops: vec![Op::set(key, Bytes::copy_from_slice(text.as_bytes())).expect("JSON")],
+    }
+}
+
+fn commit(adapter: &SqliteAdapter, batch: &[Commit]) {
+    let quotas = Quotas::none();
+    let terms = Terms {
+        at: SystemTime::now(),
+        now: SystemTime::now(),
+        quotas: &quotas,
+    };
+    for result in adapter.commit(batch, &terms).expect("writes") {
+        result.expect("applied");
+    }
+}
+
+fn open(path: &Path) -> SqliteAdapter {
+    SqliteAdapter::open(path, Durability::Full).expect("opens")
+}
+
+fn value(adapter: &SqliteAdapter, name: &str) -> Option<String> {
+    let found = adapter.get(&namespace(), &Key::parse(name).expect("good"));
+    let found = found.expect("reads");
+    found.map(|entry| entry.value.as_str().to_owned())
+}
+
+#[tokio::test]
+async fn a_backup_is_whole_has_its_digest_and_replaces_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = place();
+    let config = Config::sqlite(&place.path);
+    let storage = Storage::open(config.open_adapter().expect("opens"), &config).expect("opens");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let key = Key::parse("k").expect("good");
+    let set = storage.set(&namespace(), key, Bytes::from_static(b"1"), None, deadline);
+    set.await.expect("writes");
+    let made = storage
+        .backup(place.copy.clone(), deadline)
+        .await
+        .expect("copies");
+    assert_eq!((made.revision, &made.path), (Revision(1), &place.copy));
+    let mode = std::fs::metadata(&place.copy).expect("there").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let digest = std::fs::read_to_string(digest_path(&place.copy)).expect("there");
+    assert_eq!(digest, format!("{}  one.db\n", made.sha256));
+    let again = storage.backup(place.copy.clone(), deadline).await;
+    assert!(
+        matches!(again, Err(crate::storage::Error::FileExists { .. })),
+        "{again:?}"
+    );
+    assert_eq!(storage.check(deadline).await.expect("reads"), [""; 0]);
+    let report = verify(&place.copy).expect("reads");
+    assert_eq!((report.keys, report.bytes, report.has_digest), (1, 2, true));
+    assert_eq!(report.findings, [""; 0]);
+    // A flipped byte in a value: the pages are well formed, but the digest tells.
+    let mut bytes = std::fs::read(&place.copy).expect("reads");
+    let last = bytes
+        .iter()
+        .rposition(|byte| *byte == b'1')
+        .expect("the value");
+    bytes[last] = b'2';
+    std::fs::write(&place.copy, bytes).expect("writes");
+    let report = verify(&place.copy).expect("reads");
+    assert!(
+        report.findings[0].contains("SHA-256"),
+        "{:?}",
+        report.findings
+    );
+    storage.close().await;
+}
+
+#[test]
+fn a_backup_reads_one_snapshot_while_others_write() {
+    let place = place();
+    let adapter = Arc::new(open(&place.path));
+    let batch = |round: u32| {
+        let both = ["one", "other"].map(|half| write(half, &round.to_string()));
+        let filler =
+            (0..20).map(|at| write(&format!("f{at}"), &format!("\"{}\"", "x".repeat(5_000))));
+        both.into_iter().chain(filler).collect::<Vec<_>>()
+    };
+    commit(&adapter, &batch(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (adapter, stop) = (Arc::clone(&adapter), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            let mut round = 0;
+            while !stop.load(Ordering::SeqCst) {
+                round += 1;
+                commit(&adapter, &batch(round));
+                adapter.maintain(Moment::Busy);
+            }
+            round
+        })
+    };
+    for index in 0..5 {
+        let copy = place.copy.with_file_name(format!("{index}.db"));
+        adapter.backup(&copy).expect("copies");
+        let copy = open(&copy);
+        assert_eq!(value(&copy, "one"), value(&copy, "other"));
+        assert_eq!(copy.check().expect("reads"), [""; 0]);
+    }
+    stop.store(true, Ordering::SeqCst);
+    assert!(writer.join().expect("no panic") > 0);
+}
+
+#[test]
+fn a_long_reading_ends_before_the_log_has_no_bound() {
+    let reader = LongReader::default();
+    assert!(!reader.look(0), "there is none");
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    // A reading that never ends by itself, and a log that grows.
+    let endless = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) \
+                   SELECT count(*) FROM n";
+    let ended = std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let connection = connection::for_reading(&place.path).expect("opens");
+            reader.read(&connection, |c| {
+                c.query_row(endless, [], |row| row.get::<_, i64>(0))
+            })
+        });
+        let mut frames = 1_000;
+        while !reading.is_finished() {
+            // Each look is one after a batch; the reading begins at some moment.
+            if reader.look(frames) {
+                frames += 1_000;
+            }
+            std::thread::yield_now();
+        }
+        reading.join().expect("no panic")
+    });
+    assert!(
+        matches!(ended, Err(CopyFault::LogTooLong { limit_bytes }) if limit_bytes == 256 << 20),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn restoring_puts_a_backup_in_place_keeps_what_was_there_and_goes_beyond_its_revisions() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.backup(&place.copy).expect("copies");
+    commit(&adapter, &[write("k", "2"), write("late", "1")]);
+    let before = adapter.revision().expect("reads");
+
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(77);
+    let in_use = restore(&place.copy, &place.path, now).expect_err("a core has it open");
+    assert!(matches!(in_use, OpenError::InUse { .. }), "{in_use}");
+    // As after kill -9: the log is not in the database yet.
+    drop(adapter);
+    assert!(lock::beside(&place.path, "-wal").exists());
+    let restored = restore(&place.copy, &place.path, now).expect("restores");
+    let kept = lock::beside(&place.path, ".replaced-77");
+    assert_eq!(restored.replaced.as_ref(), Some(&kept));
+    assert!(
+        !lock::beside(&place.path, "-wal").exists(),
+        "no log of another database"
+    );
+
+    let adapter = open(&place.path);
+    assert_eq!(value(&adapter, "k").as_deref(), Some("1"));
+    assert_eq!(value(&adapter, "late"), None);
+    let revision = adapter.revision().expect("reads");
+    assert_eq!(revision, restored.revision);
+    assert!(revision > before, "{revision} after {before}");
+    commit(&adapter, &[write("k", "3")]);
+    adapter.close();
+    let old = open(&kept);
+    assert_eq!(
+        value(&old, "late").as_deref(),
+        Some("1"),
+        "with what was in its log"
+    );
+}
+
+#[test]
+fn a_backup_that_is_no_good_is_not_restored_and_nothing_is_touched() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.backup(&place.copy).expect("copies");
+    adapter.close();
+    let before = std::fs::read(&place.path).expect("reads");
+    let mut bytes = std::fs::read(&place.copy).expect("reads");
+    for byte in bytes.iter_mut().skip(4_096).take(1_000) {
+        *byte = 0xAA;
+    }
+    std::fs::write(&place.copy, bytes).expect("writes");
+    restore(&place.copy, &place.path, SystemTime::now()).expect_err("damaged");
+    let missing = place.copy.with_file_name("missing.db");
+    restore(&missing, &place.path, SystemTime::now()).expect_err("not there");
+    assert_eq!(std::fs::read(&place.path).expect("reads"), before);
+    let left: Vec<_> = std::fs::read_dir(place.path.parent().expect("one"))
+        .expect("reads")
+        .map(|file| file.expect("reads").file_name())
+        .collect();
+    assert_eq!(
+        left.len(),
+        3,
+        "the database, its lock and reserve: {left:?}"
+    );
+}
+
+#[test]
+fn a_restore_into_nothing_makes_the_database() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.backup(&place.copy).expect("copies");
+    let elsewhere = place.copy.with_file_name("new").join("runtime.db");
+    let restored = restore(&place.copy, &elsewhere, SystemTime::now()).expect("restores");
+    assert_eq!(restored.replaced, None);
+    assert_eq!(value(&open(&elsewhere), "k").as_deref(), Some("1"));
+}
+
+#[test]
+fn counts_that_do_not_agree_are_found() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.with_writer(|connection| {
+        let harm = "UPDATE tally SET bytes = bytes + 1 WHERE namespace = 'n'";
+        connection.execute(harm, []).expect("harms");
+    });
+    let findings = adapter.check().expect("reads");
+    assert!(findings[0].contains("counts"), "{findings:?}");
+}

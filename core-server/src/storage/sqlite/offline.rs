@@ -1,0 +1,222 @@
+//! What is done with a database that no core has open: `core-server verify` and `restore`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rusqlite::Connection;
+
+use super::backup::findings;
+use super::connection::{self, open_error};
+use super::lock::{LockFile, beside, create_directory, io_error, sync_directory};
+use super::{read, schema, write};
+use crate::storage::admin::{digest, digest_path};
+use crate::storage::error::OpenError;
+use crate::types::Revision;
+
+/// How far a restored store's revision lies above every revision that is known: answers that a lost
+/// database gave after the backup may have had some of these, and none may ever mean something else.
+const REVISION_GAP: u64 = 1_000_000;
+
+/// What a database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its schema.
+    pub schema: i64,
+    /// The store's revision.
+    pub revision: Revision,
+    /// Keys, expired ones included.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// What is wrong; none: it is whole.
+    pub findings: Vec<String>,
+    /// Whether a digest lies beside it. If one does and it is another, that is a finding.
+    pub has_digest: bool,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The store's revision now.
+    pub revision: Revision,
+    /// Where what was replaced lies. None: there was nothing.
+    pub replaced: Option<PathBuf>,
+}
+
+/// Reads all of a database and says what is wrong. Changes nothing; a core may have it open meanwhile.
+///
+/// # Errors
+/// [`OpenError`]: it cannot be read at all.
+pub fn verify(path: &Path) -> Result<Report, OpenError> {
+    connection::check_version()?;
+    if !path.exists() {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(io_error("read", path)(missing));
+    }
+    let failed = |source| open_error("read", path, source);
+    let digest_path = digest_path(path);
+    let wanted = match std::fs::read_to_string(&digest_path) {
+        Ok(text) => text.split_whitespace().next().map(str::to_owned),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(io_error("read", &digest_path)(error)),
+    };
+    let mut wrong = Vec::new();
+    if let Some(wanted) = &wanted {
+        let (_, found) = digest(path).map_err(io_error("read", path))?;
+        if found != *wanted {
+            wrong.push(format!(
+                "its SHA-256 is {found}, not {wanted} as when it was made"
+            ));
+        }
+    }
+    let database = connection::for_reading(path).map_err(failed)?;
+    let known = schema::newest(schema::MIGRATIONS);
+    let schema = schema::identify(&database, path, known)?;
+    if schema == 0 {
+        return Err(OpenError::NotOurs {
+            path: path.to_owned(),
+            found: 0,
+        });
+    }
+    if schema != known {
+        // Its tables are others: SQLite's own check is all that can be said.
+        let verdict: String = database
+            .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+            .map_err(failed)?;
+        wrong.extend(Some(verdict).filter(|verdict| verdict != "ok"));
+        return Ok(Report {
+            schema,
+            revision: old_revision(&database).map_err(failed)?,
+            keys: 0,
+            bytes: 0,
+            findings: wrong,
+            has_digest: wanted.is_some(),
+        });
+    }
+    wrong.extend(findings(&database).map_err(failed)?);
+    let total = read::tally(&database, "").map_err(failed)?;
+    Ok(Report {
+        schema,
+        revision: read::revision(&database).map_err(failed)?,
+        keys: total.keys,
+        bytes: total.bytes,
+        findings: wrong,
+        has_digest: wanted.is_some(),
+    })
+}
+
+/// Of schema 1.
+fn old_revision(database: &Connection) -> rusqlite::Result<Revision> {
+    let number: i64 = database.query_row("SELECT revision FROM store WHERE id = 1", [], |row| {
+        row.get(0)
+    })?;
+    Ok(Revision(number.unsigned_abs()))
+}
+
+/// Puts a copy of a backup in the place of a database. What was there is kept beside it, under a name
+/// with `now` in it. No core may have it open.
+///
+/// The steps are in an order in which a crash leaves the old database or the new one, never none, and
+/// never the new one with the old one's log.
+///
+/// # Errors
+/// [`OpenError`]: the backup is no good, a core has the database open, no room; the database is then
+/// as it was.
+pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, OpenError> {
+    let report = verify(backup)?;
+    if let Some(finding) = report.findings.first() {
+        return Err(OpenError::Corrupt {
+            path: backup.to_owned(),
+            source: Arc::new(super::FailedCheck(finding.clone())),
+        });
+    }
+    create_directory(path)?;
+    let _lock = LockFile::take(path)?;
+    let new = beside(path, ".restoring");
+    remove(&new)?;
+    let made = prepare(backup, &new, last_known(path).max(report.revision));
+    let revision = match made {
+        Ok(revision) => revision,
+        Err(error) => {
+            remove(&new)?;
+            return Err(error);
+        }
+    };
+    let stamp = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let kept = beside(path, &format!(".replaced-{stamp}"));
+    let replaced = set_aside(path, &kept)?;
+    std::fs::rename(&new, path).map_err(io_error("put in place", path))?;
+    sync_directory(path)?;
+    Ok(Restored {
+        revision,
+        replaced: replaced.then_some(kept),
+    })
+}
+
+/// The revision of what is to be replaced, as far as it can be read.
+fn last_known(path: &Path) -> Revision {
+    let read = || {
+        let database = connection::for_reading(path).ok()?;
+        read::revision(&database)
+            .or_else(|_| old_revision(&database))
+            .ok()
+    };
+    read().unwrap_or_default()
+}
+
+/// A copy that is up to date, with a revision that nobody has seen, synced.
+fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenError> {
+    let failed = |source| open_error("restore", new, source);
+    let source = connection::for_reading(backup).map_err(failed)?;
+    let name = new.to_string_lossy();
+    // Takes what is in its log along, if it has one.
+    source
+        .pragma_update(None, "query_only", false)
+        .and_then(|()| source.execute("VACUUM INTO ?1", [name.as_ref()]))
+        .map_err(failed)?;
+    drop(source);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(new, mode).map_err(io_error("restore", new))?;
+    let database = connection::for_writing(new)?;
+    schema::migrate_only(&database, new)?;
+    let revision = Revision(known.0 + REVISION_GAP);
+    write::raise_revision(&database, revision).map_err(failed)?;
+    connection::close(database).map_err(failed)?;
+    std::fs::File::open(new)
+        .and_then(|file| file.sync_all())
+        .map_err(io_error("sync", new))?;
+    Ok(revision)
+}
+
+/// Gives what is there a second name and takes its log out of the way. Whether there was anything.
+fn set_aside(path: &Path, kept: &Path) -> Result<bool, OpenError> {
+    let linked = match std::fs::hard_link(path, kept) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(io_error("keep", path)(error)),
+    };
+    let mut moved = false;
+    for suffix in ["-wal", "-shm"] {
+        let log = beside(path, suffix);
+        match std::fs::rename(&log, beside(kept, suffix)) {
+            Ok(()) => moved = true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("keep", &log)(error)),
+        }
+    }
+    sync_directory(path)?;
+    Ok(linked || moved)
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,129 @@
+//! Room on the disk.
+//!
+//! A full disk must not take away the way out of it: deletes need a little room in the log, and the log's
+//! content room in the database, before the log can begin anew. So a *reserve* lies beside the database,
+//! a file without meaning that is given up when the disk is full, and made again when there is room. While
+//! there is none, writes that set anything are refused without being tried: they would fill the room
+//! that the deletes need.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+use super::lock::{beside, directory};
+
+/// Size of the reserve: what the log may hold when the writer is idle, so that it fits the database.
+const RESERVE_BYTES: u64 = 4 << 20;
+/// Less is scarce.
+const SCARCE_BYTES: u64 = 1 << 20;
+/// So much must be free beside a new reserve before sets are tried again, and before there is one.
+const AMPLE_BYTES: u64 = 4 << 20;
+
+/// What is known of the room. Used by the writer only.
+pub(super) struct Room {
+    reserve: PathBuf,
+    low: bool,
+}
+
+/// Too little is free.
+#[derive(Debug, thiserror::Error)]
+#[error("only {free_bytes} bytes are free in {directory}")]
+pub(super) struct Scarce {
+    free_bytes: u64,
+    directory: String,
+}
+
+impl Room {
+    /// Makes the reserve, if it is missing and there is ample room.
+    pub(super) fn new(database: &Path) -> Self {
+        let room = Self {
+            reserve: beside(database, ".reserve"),
+            low: false,
+        };
+        room.set_aside();
+        room
+    }
+
+    /// What the file system has left. Where it does not say: enough.
+    pub(super) fn free_bytes(&self) -> u64 {
+        statvfs(directory(&self.reserve)).map_or(u64::MAX, |found| {
+            found.f_bavail.saturating_mul(found.f_frsize)
+        })
+    }
+
+    /// Whether only deletes are tried. Finds out by itself that there is room again.
+    pub(super) fn is_low(&mut self) -> Option<Scarce> {
+        let free_bytes = self.free_bytes();
+        if self.low && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+            self.low = false;
+            self.set_aside();
+            tracing::info!(free_bytes, "there is room on the disk again");
+        } else if !self.low && free_bytes < SCARCE_BYTES {
+            self.give_up();
+        }
+        self.low.then(|| self.scarce(free_bytes))
+    }
+
+    /// After a write found no room: whether it is the disk that is full.
+    pub(super) fn was_full(&mut self) -> Option<Scarce> {
+        let free_bytes = self.free_bytes();
+        if !self.low && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+            // Some other bound, that of the process's file size for one.
+            return None;
+        }
+        self.give_up();
+        Some(self.scarce(free_bytes))
+    }
+
+    /// Whether the room is so little that the log should not grow to its usual length.
+    pub(super) fn is_tight(&self, log_bytes: u64) -> bool {
+        self.low || self.free_bytes() < log_bytes.saturating_mul(2) + AMPLE_BYTES
+    }
+
+    fn scarce(&self, free_bytes: u64) -> Scarce {
+        Scarce {
+            free_bytes,
+            directory: directory(&self.reserve).display().to_string(),
+        }
+    }
+
+    fn give_up(&mut self) {
+        if self.low {
+            return;
+        }
+        self.low = true;
+        tracing::error!(
+            directory = %directory(&self.reserve).display(),
+            "the disk is full: only deletes are accepted until there is room"
+        );
+        match std::fs::remove_file(&self.reserve) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "the reserve could not be given up");
+            }
+            _ => {}
+        }
+    }
+
+    /// Not having one is no failure: then deletes on a full disk may be refused too.
+    fn set_aside(&self) {
+        let has = std::fs::metadata(&self.reserve).is_ok_and(|found| found.len() >= RESERVE_BYTES);
+        if has || self.free_bytes() < RESERVE_BYTES + AMPLE_BYTES {
+            return;
+        }
+        let made = || {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&self.reserve)?;
+            fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES).map_err(io::Error::from)
+        };
+        if let Err(error) = made() {
+            tracing::warn!(path = %self.reserve.display(), %error, "no reserve could be set aside");
+        }
+    }
+}
