@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::report::Row;
 use crate::rows::{
-    calls, chaos, clock, dependencies, descriptors, exits, floods, graph, http2, identity,
-    liveness, mutations, network, orphans, output, oversize, policy, resources, shutdown,
-    slow_readers, slowloris, soak, start, stop, storm, swizzle, upgrade,
+    calls, chaos, clock, database, dependencies, descriptors, disk, exits, floods, graph, http2,
+    identity, kills, liveness, mutations, network, orphans, output, oversize, policy, power,
+    resources, shutdown, slow_readers, slowloris, soak, start, stop, storm, swizzle, upgrade,
 };
 
 /// How a row shares the machine.
@@ -149,6 +149,20 @@ faults! {
     "41" "swizzle-clog of 5 plugins, over proxies and simulated",
         "order per publisher, each call ends once, no loss beyond the stated gap, registrations right; all ready <= 30 s after the last release",
         Patient 3600 => swizzle::five_plugins;
+    "42" "core kill -9 during storage writes, 200 times",
+        "every acknowledged write present, no half transaction, integrity_check ok", Alone 300 => kills::killed;
+    "43" "torn tail: log cut at and inside each frame, bytes flipped",
+        "opens to some commit prefix, never an error to callers", Alone 300 => kills::torn;
+    "44" "disk full",
+        "DISK_LOW, reads and deletes go on, works again when freed, plugins stay up", Alone 120 => disk::full;
+    "45" "fsync fails at the Nth call",
+        "never acknowledged; outcome unknown said; storage reopens; watches COMPACTED; no later false acknowledgement",
+        Alone 120 => disk::unsynced;
+    "46" "power lost: unsynced writes dropped or torn",
+        "durability full: no acknowledged loss; normal: a consistent prefix, loss reported",
+        Patient 300 => power::lost;
+    "47" "database damaged, locked by another process, of a newer schema",
+        "clear refusal, file never overwritten", Patient 120 => database::refused;
     "48" "log flood 100 MB/s; a 50 MB line; no newline; binary",
         "plugin never blocked, RSS +< 2 MiB each, suppressed count exact", Alone 120 => output::floods;
     "49" "memory hog, fork bomb",
