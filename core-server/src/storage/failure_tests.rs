@@ -22,6 +22,8 @@ enum Next {
     FailsAfter,
     Panics,
     DiskFull,
+    /// Works, and says so for too few items: the writer itself trips over it.
+    Miscounts,
 }
 
 struct Faulty {
@@ -105,6 +107,10 @@ impl StorageAdapter for Faulty {
                 Err(fails(Outcome::Unknown))
             }
             Next::Panics => panic!("on purpose"),
+            Next::Miscounts => {
+                self.inner.commit(batch, terms)?;
+                Ok(Vec::new())
+            }
             Next::DiskFull => Ok(batch
                 .iter()
                 .map(|_| Err(Rejection::DiskFull(disk_on_fire())))
@@ -243,6 +249,22 @@ async fn while_it_cannot_reopen_writes_are_refused_and_reads_go_on() {
         .await
         .expect("recovers by itself");
     assert_eq!(text(&storage).await.as_deref(), Some("4"));
+}
+
+#[tokio::test]
+async fn a_panic_of_the_writer_itself_ends_nothing_but_what_it_had_in_hand() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    faulty.next(Next::Miscounts);
+    let error = set(&storage, &space, "k", "1")
+        .await
+        .expect_err("unanswered");
+    assert_eq!(error.reason(), Reason::StorageFailed);
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    set(&storage, &space, "other", "1").await.expect("goes on");
+    assert_eq!(text(&storage).await.as_deref(), Some("1"), "it was on disk");
+    assert_eq!(faulty.reopenings.load(Ordering::SeqCst), 1);
+    storage.close().await;
 }
 
 #[tokio::test]

@@ -163,24 +163,39 @@ impl Writer {
         self.next_expiry = Some(self.shared.clock.now());
         self.sweep();
         loop {
-            match self.shared.mailbox.take(self.patience(upkeep)) {
-                Taken::Batch(batch) => {
-                    self.write(batch);
-                    upkeep = self.maintain(Moment::Busy);
+            // A panic anywhere costs what was in hand, and is treated as one of the engine; it ends the
+            // writer no more than that does.
+            match catch_unwind(AssertUnwindSafe(|| self.turn(&mut upkeep))) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(panic) => {
+                    self.panics += 1;
+                    let fault = Fault::Failed(panicked(&*panic));
+                    let outcome = Outcome::Unknown;
+                    self.fail(Vec::new(), CommitFault { fault, outcome });
                 }
-                Taken::Quiet => upkeep = self.maintain(Moment::Idle),
-                Taken::Closed => break,
             }
-            if self.shared.clock.learn_the_time() {
-                tracing::info!(
-                    "the wall clock is set now; what is to expire lasts as long as before"
-                );
-                self.rebase();
-            }
-            self.sweep();
         }
         self.shared.adapter.close();
         drop(end);
+    }
+
+    /// Takes and does what there is to do. False: nothing will come any more.
+    fn turn(&mut self, upkeep: &mut Upkeep) -> bool {
+        match self.shared.mailbox.take(self.patience(*upkeep)) {
+            Taken::Batch(batch) => {
+                self.write(batch);
+                *upkeep = self.maintain(Moment::Busy);
+            }
+            Taken::Quiet => *upkeep = self.maintain(Moment::Idle),
+            Taken::Closed => return false,
+        }
+        if self.shared.clock.learn_the_time() {
+            tracing::info!("the wall clock is set now; what is to expire lasts as long as before");
+            self.rebase();
+        }
+        self.sweep();
+        true
     }
 
     /// How long to wait for a write. Without anything to do the thread sleeps for good: no wake-ups.

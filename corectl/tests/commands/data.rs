@@ -170,3 +170,114 @@ fn storage_is_written_read_listed_and_removed() {
         json!({"namespace": "devices", "key": "lamp/1", "existed": false, "revision": 4})
     );
 }
+
+#[test]
+fn a_time_to_live_has_a_unit() {
+    let core = FakeCore::start();
+    corectl(
+        &core,
+        &["storage", "set", "notes", "a", "1", "--ttl", "10m"],
+    )
+    .ok();
+    corectl(&core, &["state", "set", "lamp.a", "1", "--ttl", "90s"]).ok();
+    let outcome = corectl(&core, &["storage", "set", "notes", "a", "1", "--ttl", "10"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("10s?"), "{}", outcome.stderr);
+}
+
+#[test]
+fn the_storage_is_watched() {
+    let core = FakeCore::start();
+    corectl(&core, &["storage", "set", "notes", "a", "1"]).ok();
+    let watched = corectl(&core, &["storage", "watch", "notes", "--count", "3"]).ok();
+    let expected = [
+        "initial a 1 revision 1",
+        "put a 1 revision 1 (changes between were left out)",
+        "expired a revision 9",
+    ];
+    assert_eq!(words(&watched), expected);
+    let lines = corectl(
+        &core,
+        &["storage", "watch", "notes", "--count", "2", "--json"],
+    )
+    .ok();
+    let lines: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines[0]["kind"], "initial");
+    assert_eq!(lines[1], json!({"type": "snapshot_end", "revision": 7}));
+    assert_eq!(lines[2]["conflated"], true);
+}
+
+#[test]
+fn usage_and_quotas_are_shown_and_set() {
+    let core = FakeCore::start();
+    let all = corectl(&core, &["storage", "usage"]).ok();
+    let expected = [
+        "NAMESPACE KEYS OF BYTES OF",
+        "core 2 - 30 100",
+        "notes 2 7 30 100",
+    ];
+    assert_eq!(words(&all), expected);
+    let one = corectl(&core, &["storage", "usage", "mine", "--json"]).json();
+    assert_eq!(one["namespaces"][0]["namespace"], "mine");
+    let set = corectl(&core, &["storage", "quota", "mine", "--keys", "5"]).ok();
+    assert_eq!(words(&set), ["mine 5 keys 67108864 bytes"]);
+}
+
+#[test]
+fn a_namespace_is_dropped_by_who_means_it() {
+    let core = FakeCore::start();
+    corectl(&core, &["storage", "set", "notes", "a", "1"]).ok();
+    let outcome = corectl(&core, &["storage", "drop", "notes"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("--yes"), "{}", outcome.stderr);
+    let dropped = corectl(&core, &["storage", "drop", "notes", "--yes", "--json"]).json();
+    assert_eq!(dropped, json!({"namespace": "notes", "removed": 1}));
+}
+
+#[test]
+fn backups_and_checks_say_what_came_of_them() {
+    let core = FakeCore::start();
+    let made = corectl(&core, &["storage", "backup", "/b.db"]).ok();
+    assert_eq!(words(&made), ["/b.db 4096 bytes revision 7 in 2s"]);
+    let outcome = corectl(&core, &["storage", "backup", "/taken.db"]);
+    assert_ne!(outcome.code, Some(0));
+    assert!(
+        outcome.stderr.contains("there already"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(
+        corectl(&core, &["storage", "check"]).ok(),
+        "the store is whole\n"
+    );
+    corectl(&core, &["storage", "set", "notes", "damage", "1"]).ok();
+    let outcome = corectl(&core, &["storage", "check"]);
+    assert_ne!(outcome.code, Some(0));
+    assert_eq!(outcome.stdout, "a page is torn\n");
+}
+
+#[test]
+fn lines_go_out_and_in() {
+    let core = FakeCore::start();
+    for key in ["a", "b"] {
+        corectl(&core, &["storage", "set", "notes", key, "[1]"]).ok();
+    }
+    let lines = corectl(&core, &["storage", "export"]).ok();
+    let expected = "{\"namespace\":\"notes\",\"key\":\"a\",\"value\":[1]}\n\
+                    {\"namespace\":\"notes\",\"key\":\"b\",\"value\":[1]}\n";
+    assert_eq!(lines, expected);
+    let import = ["storage", "import", "-", "--json"];
+    let done = corectl_with_stdin(&core, &import, &lines).json();
+    assert_eq!(done, json!({"entries": 2, "expired": 0}));
+    let outcome = corectl_with_stdin(&core, &["storage", "import", "-"], "bad\n");
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    let outcome = corectl(&core, &["storage", "import", "/no/such/file"]);
+    assert!(
+        outcome.stderr.contains("/no/such/file"),
+        "{}",
+        outcome.stderr
+    );
+}

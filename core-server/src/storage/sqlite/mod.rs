@@ -51,6 +51,10 @@ const PASSIVE_FRAMES: i64 = 1_000;
 const TRUNCATE_FRAMES: i64 = 16_384;
 /// After an attempt to empty the log that readers prevented, so much growth before the next one.
 const TRUNCATE_AGAIN_FRAMES: i64 = 1_024;
+/// A log of so many frames is emptied at the cost of waiting for every read to end: 128 MiB.
+const HARD_FRAMES: i64 = 32_768;
+/// Longer than any read may take.
+const HARD_PATIENCE: Duration = Duration::from_secs(6);
 /// Of the database.
 const PAGE_BYTES: u64 = 4_096;
 /// Emptying the log waits so long for readers; every write waits with it.
@@ -74,6 +78,8 @@ struct Writer {
     standing: Standing,
     /// No attempt to empty the log below so many frames.
     truncate_from: i64,
+    /// From so many frames on, reads have to wait until the log is empty.
+    hard_from: i64,
     room: Room,
     /// Held until the store is closed.
     lock: Option<LockFile>,
@@ -103,6 +109,7 @@ impl SqliteAdapter {
                 connection: Some(connection),
                 standing,
                 truncate_from: TRUNCATE_FRAMES,
+                hard_from: HARD_FRAMES,
                 room: Room::new(path),
                 lock: Some(lock),
             }),
@@ -282,7 +289,7 @@ impl StorageAdapter for SqliteAdapter {
 
     fn maintain(&self, moment: Moment) -> Upkeep {
         let mut writer = self.writer.lock();
-        let truncate_from = writer.truncate_from;
+        let (truncate_from, hard_from) = (writer.truncate_from, writer.hard_from);
         let room = &writer.room;
         let tight = |log: &write::Log| {
             let bytes = log.frames.unsigned_abs().saturating_mul(PAGE_BYTES);
@@ -294,7 +301,11 @@ impl StorageAdapter for SqliteAdapter {
         let done = write::checkpoint(connection, "NOOP").and_then(|log| {
             // A long reader keeps the log from being emptied: waiting for it would be in vain.
             let reading = self.long_reader.look(log.frames);
-            if log.frames > truncate_from && !reading {
+            if log.frames > hard_from && !reading {
+                // Reads that overlap without end have kept it from being emptied until now.
+                let _quiet = self.readers.quiet(HARD_PATIENCE);
+                write::checkpoint(connection, "TRUNCATE")
+            } else if log.frames > truncate_from && !reading {
                 connection.busy_timeout(TRUNCATE_PATIENCE)?;
                 let log = write::checkpoint(connection, "TRUNCATE");
                 connection.busy_timeout(connection::PATIENCE)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, ToSql, ffi, params};
 use tokio::time::Instant;
 
@@ -28,6 +28,10 @@ pub(super) struct Readers {
     path: PathBuf,
     /// Guards the idle connections; held to take or to put back one.
     pool: Mutex<Pool>,
+    /// Shared by every read while it lasts; taken alone when the log must be emptied. Whoever waits for
+    /// it alone keeps new reads waiting too, so that readings that follow each other without a gap
+    /// cannot hold the log for ever.
+    quiet: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -43,6 +47,7 @@ impl Readers {
         Self {
             path,
             pool: Mutex::new(Pool::default()),
+            quiet: RwLock::new(()),
         }
     }
 
@@ -50,6 +55,7 @@ impl Readers {
         &self,
         job: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Fault> {
+        let _reading = self.quiet.read();
         let (idle, generation) = {
             let mut pool = self.pool.lock();
             if pool.closed {
@@ -73,6 +79,12 @@ impl Readers {
             }
         }
         result
+    }
+
+    /// Waits until nobody reads, and keeps new reads waiting until the guard is dropped. `None`: there
+    /// are reads that take longer than this.
+    pub(super) fn quiet(&self, patience: Duration) -> Option<RwLockWriteGuard<'_, ()>> {
+        self.quiet.try_write_for(patience)
     }
 
     /// From now on new connections only.

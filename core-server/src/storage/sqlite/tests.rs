@@ -483,3 +483,59 @@ fn a_reading_ends_at_its_deadline() {
     assert!(matches!(late, Err(Fault::OutOfTime)), "{late:?}");
     assert_eq!(keys(&adapter).items.len(), 1, "the next one is not harmed");
 }
+
+/// Reads that follow each other without a gap, each longer than the writer's usual patience.
+#[test]
+fn the_log_is_bounded_under_readers_that_never_leave_it() {
+    const HARD: i64 = 1_500;
+    let place = place();
+    let adapter = open(&place.path).expect("opens");
+    {
+        let mut writer = adapter.writer.lock();
+        writer.truncate_from = 500;
+        writer.hard_from = HARD;
+    }
+    let long = format!("\"{}\"", "x".repeat(100_000));
+    commit(&adapter, "first", "1").expect("writes");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let is_over = || stop.load(std::sync::atomic::Ordering::SeqCst);
+    let (most, reads) = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|index| {
+                let (adapter, is_over) = (&adapter, &is_over);
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(100 * index));
+                    let mut reads = 0;
+                    while !is_over() {
+                        let read = adapter.readers.read(|connection| {
+                            let _snapshot = connection.unchecked_transaction()?;
+                            read::revision(connection)?;
+                            std::thread::sleep(Duration::from_millis(300));
+                            Ok(())
+                        });
+                        read.expect("reads go on");
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        let mut most = 0;
+        for index in 0..200 {
+            commit(&adapter, &format!("k{}", index % 40), &long).expect("writes");
+            adapter.maintain(Moment::Busy);
+            let log = adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks"));
+            most = most.max(log.frames);
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        let reads: usize = readers
+            .into_iter()
+            .map(|r| r.join().expect("no panic"))
+            .sum();
+        (most, reads)
+    });
+    // One batch more than the bound: 25 pages of a value, and the way to them.
+    assert!(most < HARD + 100, "{most} frames");
+    assert!(most > 500, "they did hold it up: {most} frames");
+    assert!(reads >= 3, "they did go on: {reads}");
+}

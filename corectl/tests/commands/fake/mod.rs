@@ -2,6 +2,7 @@
 //! in memory. It keeps the contract where `corectl` can see it: pages (small ones), errors with all
 //! their details, snapshots before changes.
 
+mod admin;
 mod data;
 mod plugins;
 
@@ -18,6 +19,7 @@ use core_proto::servers::introspection_server::IntrospectionServer;
 use core_proto::servers::plugin_manager_server::PluginManagerServer;
 use core_proto::servers::service_registry_server::ServiceRegistryServer;
 use core_proto::servers::state_engine_server::StateEngineServer;
+use core_proto::servers::storage_admin_server::StorageAdminServer;
 use core_proto::servers::storage_server::StorageServer;
 use core_proto::v1::{Event, PluginInfo, PluginState, StateChange, StateEntry, StorageEntry};
 use tempfile::TempDir;
@@ -231,6 +233,10 @@ fn router(shared: &Shared) -> tonic::transport::server::Router {
             identify,
         ))
         .add_service(StorageServer::with_interceptor(shared.clone(), identify))
+        .add_service(StorageAdminServer::with_interceptor(
+            shared.clone(),
+            identify,
+        ))
         .add_service(IntrospectionServer::with_interceptor(
             shared.clone(),
             identify,

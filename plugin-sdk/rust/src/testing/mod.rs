@@ -498,6 +498,14 @@ impl TestRuntime {
             .and_then(|entry| serde_json::from_slice(&entry.value).ok())
     }
 
+    /// Whether a key of the shared state belongs to a run that has ended, and was not written since.
+    #[must_use]
+    pub fn is_stale(&self, key: &str) -> bool {
+        let key = key.to_owned();
+        let found = self.core.table.get(&v1::StateEngineGetRequest { key });
+        found.is_ok_and(|found| found.entry.is_some_and(|entry| entry.stale))
+    }
+
     /// Sets a value of the shared state as somebody else.
     ///
     /// # Errors

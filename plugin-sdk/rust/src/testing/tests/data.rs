@@ -3,7 +3,7 @@ use tokio::sync::mpsc;
 
 use crate::prelude::*;
 use crate::testing::TestRuntime;
-use crate::{Origin, StateChangeKind};
+use crate::{Origin, StateChangeKind, StorageChange};
 
 /// Runs a function with a context of a plugin named `keeper`.
 async fn with_ctx<F, Fut>(work: F) -> TestRuntime
@@ -253,4 +253,108 @@ async fn a_request_without_a_channel_waits_for_the_next_one() {
     core.go_online();
     let saved = outcome.recv().await.expect("told");
     assert!(saved.is_none() || saved.as_deref() == Some("CHANNEL_LOST"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lasts_for_a_time_is_gone_afterwards() {
+    with_ctx(|ctx| async move {
+        let (storage, state) = (ctx.storage(), ctx.state());
+        storage.set_for("a", &1, secs(2)).await?;
+        state.set_for("keeper.a", &1, secs(2)).await?;
+        let batch = Batch::new().set_for("b", &2, secs(4))?.set("c", &3)?;
+        storage.apply(batch).await?;
+        let entry = storage.entry("a").await?.expect("stored");
+        assert!(entry.expires_at > entry.updated_at);
+        assert!(
+            state
+                .entry("keeper.a")
+                .await?
+                .expect("there")
+                .expires_at
+                .is_some()
+        );
+        let usage = storage.usage().await?;
+        assert_eq!((usage.keys, usage.bytes, usage.max_keys), (3, 6, 100_000));
+        tokio::time::advance(secs(3)).await;
+        assert_eq!(storage.get::<u8>("a").await?, None);
+        assert_eq!(state.get::<u8>("keeper.a").await?, None);
+        assert_eq!(storage.list_keys("").await?, ["b", "c"]);
+        storage.set_if("a", &4, 0).await?;
+        let refused = storage.set_for("a", &1, secs(0)).await;
+        assert_eq!(refused.expect_err("no time at all").reason(), "BAD_FIELD");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_is_watched_from_what_is_there_to_what_comes() {
+    with_ctx(|ctx| async move {
+        let storage = ctx.storage();
+        storage.set("lamp/a", &1).await?;
+        storage.set("other", &1).await?;
+        let mut watch = storage.watch("lamp/").await?;
+        let next = watch.next().await?.expect("a change");
+        assert!(matches!(next, StorageChange::Initial(entry) if entry.key == "lamp/a"));
+        let next = watch.next().await?.expect("a change");
+        assert_eq!(next, StorageChange::SnapshotEnd);
+        let batch = Batch::new()
+            .set("lamp/b", &2)?
+            .delete("lamp/a")
+            .delete("other");
+        let revision = storage.apply(batch).await?;
+        let next = watch.next().await?.expect("a change");
+        let StorageChange::Put { entry, conflated } = next else {
+            panic!("a put, not {next:?}");
+        };
+        assert_eq!(
+            (entry.parse::<u8>()?, entry.revision, conflated),
+            (2, revision, false)
+        );
+        let next = watch.next().await?.expect("a change");
+        let key = "lamp/a".to_owned();
+        assert_eq!(next, StorageChange::Deleted { key, revision });
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_on_where_it_was_after_a_break() {
+    let (told, mut hears) = mpsc::channel(8);
+    let plugin = Plugin::builder("keeper").task("watch", move |ctx: Ctx| {
+        let told = told.clone();
+        async move {
+            let mut watch = ctx.storage().watch("").await?;
+            while let Some(change) = watch.next().await? {
+                // Nobody listens any more: the test is over.
+                told.send(change).await.ok();
+            }
+            Ok(())
+        }
+    });
+    let core = TestRuntime::start(plugin).await.expect("starts");
+    assert_eq!(hears.recv().await, Some(StorageChange::SnapshotEnd));
+    core.go_offline();
+    core.store("keeper", "a", 1).expect("stored");
+    core.go_online();
+    let next = hears.recv().await.expect("a change");
+    assert!(matches!(next, StorageChange::Put { entry, .. } if entry.key == "a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owned_key_is_stale_when_its_run_has_ended() {
+    let core = with_ctx(|ctx| async move {
+        ctx.state().set_owned("keeper.a", &1).await?;
+        let entry = ctx.state().entry("keeper.a").await?.expect("there");
+        assert!(entry.owned && !entry.stale);
+        Ok(())
+    })
+    .await;
+    core.end_run();
+    assert_eq!(core.state("keeper.a"), Some(json!(1)));
+    assert!(core.is_stale("keeper.a"));
+    core.set_state("keeper.a", 1)
+        .expect("somebody says it again");
+    assert!(!core.is_stale("keeper.a"));
 }
