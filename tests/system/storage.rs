@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use core_proto::v1::{self, StorageApplyRequest, StorageOp, storage_op::Op};
 use core_tests::{CoreProcess, Declared, Hello, RawPlugin, Scratch, TestCore, Told, eventually};
+use plugin_sdk::StorageChange;
+use plugin_sdk::prelude::*;
 use serde_json::json;
 use tonic::Code;
 
@@ -458,4 +460,52 @@ async fn a_backup_is_verified_and_restored_by_the_core_itself() {
     std::fs::write(directory.join("data/runtime.db"), [7; 8_192]).expect("harmed");
     let damaged = run(&["verify"]).await;
     assert_eq!(damaged.status.code(), Some(70), "{damaged:?}");
+}
+
+#[tokio::test]
+async fn a_plugin_of_the_sdk_watches_bounds_and_owns() {
+    let (told, mut hears) = tokio::sync::mpsc::channel(64);
+    let watching = move |ctx: Ctx| {
+        let told = told.clone();
+        async move {
+            let mut watch = ctx.storage().watch("k/").await?;
+            while let Some(change) = watch.next().await? {
+                // Nobody listens any more: the test is over.
+                told.send(change).await.ok();
+            }
+            Ok(())
+        }
+    };
+    let work = async |ctx: Ctx, (): ()| {
+        let (storage, state) = (ctx.storage(), ctx.state());
+        storage.set("k/stays", &1).await?;
+        storage.set_for("k/goes", &2, millis(50)).await?;
+        state.set_owned("keeper.on", &true).await?;
+        let entry = state.entry("keeper.on").await?.expect("just written");
+        let usage = storage.usage().await?;
+        Ok(json!({ "owned": entry.owned, "stale": entry.stale, "max_keys": usage.max_keys }))
+    };
+    let plugin = Plugin::builder("keeper")
+        .service(Service::new("work").handle(work))
+        .task("watch", watching);
+    let core = TestCore::builder().embed(plugin.build()).start().await;
+    core.operator().until_phase("keeper", "ready").await;
+    assert_eq!(hears.recv().await, Some(StorageChange::SnapshotEnd));
+    let answer = core.operator().call("keeper.work", json!({})).await;
+    let expected = json!({ "owned": true, "stale": false, "max_keys": 100_000 });
+    assert_eq!(answer.expect("works"), expected);
+    let mut puts = Vec::new();
+    let mut next = async || core_tests::within("a change", hears.recv()).await;
+    loop {
+        match next().await.expect("the plugin lives") {
+            StorageChange::Put { entry, .. } => puts.push(entry.key),
+            StorageChange::Expired { key, .. } => {
+                assert_eq!(key, "k/goes");
+                break;
+            }
+            other => panic!("not {other:?}"),
+        }
+    }
+    assert_eq!(puts, ["k/stays", "k/goes"]);
+    core.shutdown().await;
 }

@@ -59,8 +59,14 @@ impl Bench {
     /// What a new core finds after `kill -9` in this moment: of the memory adapter its map, of
     /// SQLite a copy of its files as they are, with the old store still open.
     fn after_crash(&mut self, adapter: &Arc<dyn StorageAdapter>) -> Storage {
+        let survivor = self.survivor(adapter);
+        Storage::open(survivor, &self.config).expect("opens")
+    }
+
+    /// The engine of such a core.
+    fn survivor(&mut self, adapter: &Arc<dyn StorageAdapter>) -> Arc<dyn StorageAdapter> {
         match self.kind {
-            AdapterKind::Memory => Storage::open(Arc::clone(adapter), &self.config).expect("opens"),
+            AdapterKind::Memory => Arc::clone(adapter),
             AdapterKind::Sqlite => {
                 self.crashes += 1;
                 let copy = self
@@ -70,7 +76,7 @@ impl Bench {
                     .join("store.db");
                 copy_database(&self.config.path, &copy);
                 self.config.path = copy;
-                self.open()
+                self.adapter()
             }
         }
     }

@@ -13,7 +13,7 @@ fn request(space: &Namespace) -> WatchRequest {
     }
 }
 
-fn initial(space: &Namespace) -> WatchRequest {
+pub(super) fn initial(space: &Namespace) -> WatchRequest {
     WatchRequest {
         include_initial: true,
         ..request(space)
@@ -27,8 +27,8 @@ async fn next(watch: &mut Watch) -> WatchItem {
 
 /// What a watcher knows who applies everything that it is told.
 #[derive(Default)]
-struct Mirror {
-    entries: BTreeMap<String, (u64, String)>,
+pub(super) struct Mirror {
+    pub(super) entries: BTreeMap<String, (u64, String)>,
     last: u64,
     conflated: bool,
     cursor: Option<Cursor>,
@@ -71,13 +71,13 @@ impl Mirror {
         ended
     }
 
-    async fn snapshot(watch: &mut Watch) -> Self {
+    pub(super) async fn snapshot(watch: &mut Watch) -> Self {
         let mut mirror = Self::default();
         while !mirror.apply(next(watch).await) {}
         mirror
     }
 
-    async fn up_to(&mut self, watch: &mut Watch, revision: Revision) {
+    pub(super) async fn up_to(&mut self, watch: &mut Watch, revision: Revision) {
         while self.cursor.is_none_or(|cursor| cursor.revision < revision) {
             self.apply(next(watch).await);
         }
