@@ -21,7 +21,7 @@ pub(super) fn trusted_from() -> SystemTime {
 }
 
 /// Longest that an entry may last: short enough that what an unset clock wrote expires before
-/// [`TRUSTED_FROM`], by which it is known.
+/// the moment from which a clock is trusted, by which it is known.
 pub const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What the machine says of time.

@@ -31,7 +31,7 @@ pub(crate) async fn full(row: Row) -> Result<()> {
     };
     let database = disk.path.join("runtime.db");
     let core_toml = format!("[storage]\npath = {:?}\n", database.display().to_string());
-    let home = Home::start_with(&core_toml, &[plugin("lamp", ECHO, &[])]).await;
+    let mut home = Home::start_with(&core_toml, &[plugin("lamp", ECHO, &[])]).await;
     let before = home.all_ready(&["lamp"]).await[0].clone();
     let (mut refused, mut recoveries) = (0, Vec::new());
     let large = format!("\"{}\"", "x".repeat(LARGE_BYTES));
@@ -98,6 +98,33 @@ pub(crate) async fn full(row: Row) -> Result<()> {
     row.require(
         (after.pid, after.generation) == (before.pid, before.generation),
         "the plugin stays up",
+    );
+
+    // A core that has to start on a full disk.
+    disk.fill()?;
+    home.core().kill().await;
+    let operator = home.core().start().await;
+    let read = operator.stored("n", "again").await;
+    row.require(
+        matches!(read, Ok(Some(_))),
+        "started on a full disk: it reads",
+    );
+    let refused = operator.store("n", "more", &large).await;
+    let refused = refused.map_err(|status| Told::by(&status).reason);
+    row.require(
+        refused.as_ref().is_err_and(|reason| reason == "DISK_LOW"),
+        format!("started on a full disk: it refuses what needs room: {refused:?}"),
+    );
+    let deleted = delete(&operator, "again").await;
+    row.require(
+        matches!(deleted, Ok(true)),
+        format!("started on a full disk: it deletes: {deleted:?}"),
+    );
+    disk.free()?;
+    let again = operator.store("n", "again", &large).await;
+    row.require(
+        again.is_ok(),
+        format!("and works again when freed: {again:?}"),
     );
     home.stop(&row).await;
     drop(disk);

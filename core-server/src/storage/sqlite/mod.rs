@@ -96,6 +96,9 @@ impl SqliteAdapter {
         lock::create_directory(path)?;
         let lock = LockFile::take(path)?;
         lock::create_database(path)?;
+        // To open it takes some room too: on a full disk that of the reserve.
+        let mut room = Room::new(path);
+        drop(room.is_low());
         let connection = connection::for_writing(path)?;
         schema::bring_up_to_date(&connection, path, schema::MIGRATIONS)?;
         connection::make_durable(&connection, path, durability)?;
@@ -110,7 +113,7 @@ impl SqliteAdapter {
                 standing,
                 truncate_from: TRUNCATE_FRAMES,
                 hard_from: HARD_FRAMES,
-                room: Room::new(path),
+                room,
                 lock: Some(lock),
             }),
             long_reader: LongReader::default(),
