@@ -210,7 +210,7 @@ limits! {
     /// Subscriptions of one plugin.
     subscriptions_per_plugin: subscriptions = 64, within 1, 65_536,
         at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
-    /// Watches of one plugin, of the state and of services together.
+    /// Watches of one plugin, of the state, the storage and services together.
     watches_per_plugin: watches = 64, within 1, 65_536,
         at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
     /// Events that the log keeps for subscribers who are behind.

@@ -66,16 +66,8 @@ impl StoreClock {
             source,
             zero: AtomicU64::new(0),
         };
-        clock.set();
+        clock.set_to(clock.source.wall());
         clock
-    }
-
-    /// Reads the wall time, once.
-    fn set(&self) {
-        let wall = micros(self.source.wall());
-        let since = u64::try_from(self.source.monotonic().as_micros()).unwrap_or(u64::MAX);
-        self.zero
-            .store(wall.saturating_sub(since), Ordering::Release);
     }
 
     /// In whole microseconds.
@@ -94,13 +86,17 @@ impl StoreClock {
         self.now() >= trusted_from()
     }
 
-    /// If the wall time has become plausible since, sets the clock by it. Whether it did.
-    pub(super) fn learn_the_time(&self) -> bool {
-        let learned = !self.is_trusted() && self.source.wall() >= trusted_from();
-        if learned {
-            self.set();
-        }
-        learned
+    /// The wall time, if it has become plausible since the clock was set.
+    pub(super) fn known_since(&self) -> Option<SystemTime> {
+        let wall = self.wall();
+        (!self.is_trusted() && wall >= trusted_from()).then_some(wall)
+    }
+
+    /// Sets the clock, once the time is known.
+    pub(super) fn set_to(&self, wall: SystemTime) {
+        let since = u64::try_from(self.source.monotonic().as_micros()).unwrap_or(u64::MAX);
+        self.zero
+            .store(micros(wall).saturating_sub(since), Ordering::Release);
     }
 }
 
@@ -170,7 +166,7 @@ mod tests {
         clocks.pass(Duration::from_secs(5));
         for wall in [NOW + 3_600, NOW - 3_600, 0] {
             clocks.set_wall(wall);
-            assert!(!clock.learn_the_time());
+            assert_eq!(clock.known_since(), None);
             assert_eq!(clock.now(), at(NOW + 5));
             assert_eq!(clock.wall(), at(wall));
         }
@@ -182,11 +178,12 @@ mod tests {
         let clock = StoreClock::new(clocks.clone());
         assert!(!clock.is_trusted());
         clocks.pass(Duration::from_secs(10));
-        assert!(!clock.learn_the_time());
+        assert_eq!(clock.known_since(), None);
         assert_eq!(clock.now(), at(40));
         clocks.set_wall(NOW);
-        assert!(clock.learn_the_time());
-        assert!(!clock.learn_the_time());
+        assert_eq!(clock.known_since(), Some(at(NOW)));
+        clock.set_to(at(NOW));
+        assert_eq!(clock.known_since(), None);
         clocks.pass(Duration::from_secs(1));
         assert_eq!(clock.now(), at(NOW + 1));
         assert!(clock.is_trusted());

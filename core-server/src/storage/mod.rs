@@ -158,6 +158,12 @@ impl Storage {
         config.validate()?;
         let info = adapter.info();
         let revision = adapter.revision().map_err(OpenError::Adapter)?;
+        if clock.is_trusted() {
+            // What an unset clock wrote before the last end of a core.
+            adapter
+                .rebase(clock::trusted_from(), clock.now())
+                .map_err(|failed| OpenError::Adapter(failed.fault))?;
+        }
         let mailbox = Mailbox::new(config.queue_commands, config.queue_bytes);
         let cache = Cache::new(config.cache_bytes);
         let quotas = admin::load_quotas(&*adapter, config).map_err(OpenError::Adapter)?;
@@ -195,12 +201,16 @@ impl Storage {
             return Err(Error::ShuttingDown);
         }
         let stats = &self.inner.shared.stats;
+        // Before the entry is looked for: when the clock is set anew, what was written by the old one is
+        // judged by the old one.
+        let now = self.inner.shared.clock.now();
+        let live = move |entry: Option<Entry>| entry.filter(|entry| !entry.is_expired(now));
         let ticket = match self.inner.shared.cache.lookup(namespace, key) {
             Lookup::Known(entry) => {
                 stats.cache_hits.add(1);
                 // A caller who only meets the cache would never give way to other tasks.
                 tokio::task::coop::consume_budget().await;
-                return Ok(self.inner.shared.live(entry));
+                return Ok(live(entry));
             }
             Lookup::Unknown(ticket) => ticket,
         };
@@ -211,7 +221,7 @@ impl Storage {
             if let Some(ticket) = ticket {
                 shared.cache.fill(ticket, entry.as_ref());
             }
-            Ok(shared.live(entry))
+            Ok(live(entry))
         })
         .await
     }
@@ -227,8 +237,8 @@ impl Storage {
         check_keys(keys)?;
         let (namespace, keys) = (namespace.clone(), keys.to_vec());
         self.read(move |shared, deadline| {
-            let mut snapshot = shared.adapter.get_many(&namespace, &keys, deadline)?;
             let now = shared.clock.now();
+            let mut snapshot = shared.adapter.get_many(&namespace, &keys, deadline)?;
             snapshot.entries.retain(|entry| !entry.is_expired(now));
             Ok(snapshot)
         })

@@ -91,11 +91,6 @@ impl Shared {
         Revision(self.revision.load(Ordering::Acquire))
     }
 
-    /// What callers see of an entry: nothing, once its time has passed.
-    pub(super) fn live(&self, entry: Option<Entry>) -> Option<Entry> {
-        entry.filter(|entry| entry.expires_at.is_none() || !entry.is_expired(self.clock.now()))
-    }
-
     pub(super) fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::Acquire))
     }
@@ -156,10 +151,6 @@ impl Writer {
     pub(super) fn run(mut self) {
         let end = End(Arc::clone(&self.shared));
         let mut upkeep = Upkeep::Done;
-        if self.shared.clock.is_trusted() {
-            // What an unset clock wrote before the last end of a core.
-            self.rebase();
-        }
         self.next_expiry = Some(self.shared.clock.now());
         self.sweep();
         loop {
@@ -190,9 +181,8 @@ impl Writer {
             Taken::Quiet => *upkeep = self.maintain(Moment::Idle),
             Taken::Closed => return false,
         }
-        if self.shared.clock.learn_the_time() {
-            tracing::info!("the wall clock is set now; what is to expire lasts as long as before");
-            self.rebase();
+        if let Some(wall) = self.shared.clock.known_since() {
+            self.learn_the_time(wall);
         }
         self.sweep();
         true
@@ -248,17 +238,25 @@ impl Writer {
         }
     }
 
-    /// Shifts what an unset clock wrote.
-    fn rebase(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        match shared.adapter.rebase(trusted_from(), shared.clock.now()) {
-            Ok(0) => return,
-            Ok(entries) => tracing::info!(entries, "expiries of an unset clock were shifted"),
-            Err(fault) => self.fail(Vec::new(), fault),
+    /// The wall clock is set now: shifts what the unset one wrote, and only then sets the store's.
+    /// Nobody sees anything expired in between. If it fails, the next look tries again.
+    fn learn_the_time(&mut self, wall: SystemTime) {
+        if self.broken.is_some() {
+            return;
+        }
+        match self.shared.adapter.rebase(trusted_from(), wall) {
+            Ok(entries) => {
+                tracing::info!(entries, "the wall clock is set now; expiries are shifted")
+            }
+            Err(fault) => {
+                self.fail(Vec::new(), fault);
+                return;
+            }
         }
         // Entries in memory have the old times.
-        shared.cache.clear();
-        self.next_expiry = Some(shared.clock.now());
+        self.shared.cache.clear();
+        self.shared.clock.set_to(wall);
+        self.next_expiry = Some(wall);
     }
 
     fn maintain(&self, moment: Moment) -> Upkeep {

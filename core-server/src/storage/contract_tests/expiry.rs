@@ -246,6 +246,26 @@ pub(super) async fn an_unset_clock_costs_nobody_an_entry(bench: Bench) {
     assert_eq!(expired(&mut watch).await[0], "k");
 }
 
+/// The same machine, stopped before it learned the time and started after.
+pub(super) async fn an_unset_clock_before_a_restart_costs_nobody_an_entry(mut bench: Bench) {
+    let adapter = bench.adapter();
+    let space = namespace("n");
+    let storage = open(&bench, &adapter, &ManualClocks::at(30));
+    for (name, minutes) in [("k", 10), ("other", 20)] {
+        set_for(&storage, &space, name, minutes * MINUTE, None)
+            .await
+            .expect("writes");
+    }
+    let survivor = bench.survivor(&adapter);
+    let clocks = ManualClocks::at(NOW);
+    let storage = open(&bench, &survivor, &clocks);
+    assert_eq!(value(&storage, &space, "k").await.as_deref(), Some("1"));
+    let mut watch = watch(&storage, &space);
+    pass(&storage, &clocks, 10 * MINUTE);
+    assert_eq!(expired(&mut watch).await, ["k"]);
+    assert_eq!(value(&storage, &space, "other").await.as_deref(), Some("1"));
+}
+
 pub(super) async fn setting_the_clock_expires_nothing(bench: Bench) {
     let clocks = ManualClocks::at(NOW);
     let adapter = bench.adapter();

@@ -188,6 +188,7 @@ contract! {
         many_expire_in_several_transactions_and_all_are_told,
         time_goes_on_while_no_core_runs,
         an_unset_clock_costs_nobody_an_entry,
+        an_unset_clock_before_a_restart_costs_nobody_an_entry,
         setting_the_clock_expires_nothing;
     watches:
         a_watch_tells_what_is_there_and_then_each_change,

@@ -24,8 +24,9 @@ const MAX_LOG_GROWTH_FRAMES: i64 = 65_536;
 const MAX_FINDINGS: usize = 100;
 
 /// At most one at a time, which the store sees to.
-#[derive(Default)]
 pub(super) struct LongReader {
+    /// Frames by which the log may grow meanwhile.
+    pub(super) max_growth: i64,
     /// Guards what the writer needs to know of it; held for a look.
     now: Mutex<Option<Reading>>,
 }
@@ -35,6 +36,15 @@ struct Reading {
     /// Frames of the log when the writer first looked.
     began_at: Option<i64>,
     too_long: bool,
+}
+
+impl Default for LongReader {
+    fn default() -> Self {
+        Self {
+            max_growth: MAX_LOG_GROWTH_FRAMES,
+            now: Mutex::new(None),
+        }
+    }
 }
 
 /// Takes the reading away at its end, however it ends.
@@ -58,10 +68,10 @@ impl LongReader {
         if frames < began_at {
             reading.began_at = Some(frames);
         }
-        if frames - began_at > MAX_LOG_GROWTH_FRAMES {
+        if frames - began_at > self.max_growth {
             if !reading.too_long {
                 tracing::warn!(
-                    grown_bytes = MAX_LOG_GROWTH_FRAMES.unsigned_abs() * PAGE_BYTES,
+                    grown_bytes = self.max_growth.unsigned_abs() * PAGE_BYTES,
                     "a backup or check is ended: the write-ahead log grew too much meanwhile"
                 );
             }
@@ -98,7 +108,7 @@ impl LongReader {
         drop(end);
         result.map_err(|error| match error.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) if too_long => CopyFault::LogTooLong {
-                limit_bytes: MAX_LOG_GROWTH_FRAMES.unsigned_abs() * PAGE_BYTES,
+                limit_bytes: self.max_growth.unsigned_abs() * PAGE_BYTES,
             },
             Some(ErrorCode::OperationInterrupted) => CopyFault::Failed(Fault::Closed),
             _ => CopyFault::Failed(fault(error)),

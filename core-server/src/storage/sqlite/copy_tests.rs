@@ -177,6 +177,43 @@ fn a_long_reading_ends_before_the_log_has_no_bound() {
     );
 }
 
+/// The engine's own backup, of a database that takes longer than the log may grow.
+#[test]
+fn a_backup_that_holds_the_log_up_for_too_long_is_ended_and_leaves_nothing() {
+    let place = place();
+    let mut adapter = open(&place.path);
+    adapter.long_reader.max_growth = 100;
+    let long = format!("\"{}\"", "x".repeat(100_000));
+    for round in 0..40 {
+        let batch: Vec<_> = (0..10)
+            .map(|at| write(&format!("k{round}/{at}"), &long))
+            .collect();
+        commit(&adapter, &batch);
+    }
+    adapter.maintain(Moment::Idle);
+    let (ended, most) = std::thread::scope(|scope| {
+        let copying = scope.spawn(|| adapter.backup(&place.copy));
+        let mut most = 0;
+        while !copying.is_finished() {
+            commit(&adapter, &[write("hot", &long)]);
+            adapter.maintain(Moment::Busy);
+            let log = adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks"));
+            most = most.max(log.frames);
+        }
+        (copying.join().expect("no panic"), most)
+    });
+    assert!(
+        matches!(ended, Err(CopyFault::LogTooLong { .. })),
+        "{ended:?}"
+    );
+    assert!(most < 11_000 + 1_000, "bounded: {most} frames");
+    let left = std::fs::read_dir(place.copy.parent().expect("one"));
+    assert_eq!(left.expect("reads").count(), 0, "no half copy");
+    commit(&adapter, &[write("hot", "1")]);
+    adapter.maintain(Moment::Idle);
+    assert_eq!(adapter.check().expect("reads"), [""; 0]);
+}
+
 #[test]
 fn restoring_puts_a_backup_in_place_keeps_what_was_there_and_goes_beyond_its_revisions() {
     let place = place();
