@@ -105,6 +105,7 @@ async fn reflection_lists_exactly_the_services_and_describes_each() {
         "coreruntime.v1.ServiceRegistry",
         "coreruntime.v1.StateEngine",
         "coreruntime.v1.Storage",
+        "coreruntime.v1.StorageAdmin",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
     ]

@@ -60,6 +60,19 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
         year == 1970,
         format!("the core believes in 1970, not {year}"),
     );
+    // An hour is jumped over; this lasts for half of one.
+    let lasting = core_proto::v1::StorageSetRequest {
+        namespace: "notes".to_owned(),
+        key: "lasting".to_owned(),
+        value: "1".into(),
+        ttl: Some(prost_types::Duration {
+            seconds: HOUR / 2,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let written = home.operator.storage().set(lasting).await;
+    written.context("written in 1970")?;
     for (what, offset) in [
         ("set by NTP", 0),
         ("an hour ahead", HOUR),
@@ -68,6 +81,11 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
     ] {
         clock.set(offset)?;
         works(&row, &home, what).await;
+        let lasting = home.operator.stored("notes", "lasting").await;
+        row.require(
+            matches!(lasting, Ok(Some(_))),
+            format!("{what}: what lasts for half an hour is there: {lasting:?}"),
+        );
     }
     restarts(&row, &home, "wall clock").await?;
     home.stop(&row).await;
