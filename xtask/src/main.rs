@@ -7,12 +7,13 @@
 //! | rules over the tracked files | `rules/` |
 //! | rules over the contract | `proto_lint/` |
 //! | the fault table | `faults.rs`; its rows are `tests/faults/` |
-//! | licences of dependencies | `licences.rs` |
+//! | licences of dependencies | `licences.rs`; bans and sources: `bans.rs`; what is allowed: `deny.toml` |
 //! | the bench; its rows are `bench/` | `bench.rs` |
 //! | the demo and its scripted scene | `demo/` |
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
+mod bans;
 mod bench;
 mod demo;
 mod faults;

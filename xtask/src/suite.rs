@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Result, bail};
 
+use crate::bans;
 use crate::demo::{self, Played};
 use crate::faults;
 use crate::fuzz;
@@ -50,6 +51,12 @@ const STEPS: &[Step] = &[
         about: "licences of all dependencies",
         needs: &[],
         run: licences::run,
+    },
+    Step {
+        name: "bans",
+        about: "banned packages, a single h2, where packages come from",
+        needs: &[],
+        run: bans::run,
     },
     Step {
         name: "advisories",
