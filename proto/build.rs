@@ -7,7 +7,9 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 11] = [
+    "coreruntime/v1/access.proto",
+    "coreruntime/v1/enrollment.proto",
     "coreruntime/v1/error.proto",
     "coreruntime/v1/event_bus.proto",
     "coreruntime/v1/introspection.proto",

@@ -7,6 +7,9 @@ use std::process;
 
 use clap::{Parser, Subcommand};
 use core_server::config::{self, Flags, Loaded};
+use core_server::init;
+use core_server::security::authority::Made;
+use core_server::types::PluginName;
 
 /// The kernel: events, services, state, storage, and the plugins that use them.
 #[derive(Debug, Parser)]
@@ -26,6 +29,20 @@ pub(crate) enum Command {
     Run,
     /// Check the configuration and print all of it, with the origin of each value
     CheckConfig,
+    /// Make what a core needs before its first start: configuration, directories, CA, certificate, tokens
+    ///
+    /// What is there is left alone; it may be run each time. Keys and tokens are this user's alone.
+    Init {
+        /// Name or IP address by which other machines reach this one; may be given several times
+        #[arg(long, value_name = "HOST")]
+        name: Vec<String>,
+        /// Make a token for this plugin too, in data/security/NAME.token; may be given several times
+        #[arg(long, value_name = "NAME")]
+        plugin: Vec<String>,
+        /// Print what was made and what was there as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Watch over a core's children; the core starts it
     #[command(hide = true)]
     Guardian,
@@ -45,6 +62,14 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ADDRESS")]
         addr: Option<String>,
     },
+}
+
+/// How `init` tells what it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InitForm {
+    Text,
+    /// JSON, a line each.
+    Json,
 }
 
 /// How the process ends. The numbers are those of sysexits.h where it has a fitting one.
@@ -96,6 +121,49 @@ impl Cli {
             tell(&format!("{error}"));
             ExitCode::BadConfiguration
         })
+    }
+
+    /// `init`: what was made on standard output.
+    pub(crate) fn init(
+        &self,
+        cwd: &Path,
+        names: &[String],
+        plugins: &[String],
+        form: InitForm,
+    ) -> Result<(), ExitCode> {
+        let failed = |error: init::Error| {
+            tell(&core_server::error::chain(&error));
+            ExitCode::Internal
+        };
+        let plugins: Result<Vec<_>, _> =
+            plugins.iter().map(|name| PluginName::parse(name)).collect();
+        let plugins = plugins.map_err(|error| {
+            tell(&error.to_string());
+            ExitCode::Usage
+        })?;
+        let file = cwd.join(self.flags.config.as_deref().unwrap_or("core.toml"));
+        let mut items = vec![init::configuration(&file, names).map_err(failed)?];
+        let loaded = self.load(cwd)?;
+        items.extend(init::init(&loaded.config, &plugins).map_err(failed)?);
+        let mut text = String::new();
+        for item in &items {
+            let path = item.path.display().to_string();
+            let made = item.made == Made::Now;
+            match form {
+                InitForm::Json => {
+                    let line = serde_json::json!({ "what": item.what, "path": path, "made": made });
+                    text.push_str(&format!("{line}\n"));
+                }
+                InitForm::Text => {
+                    let done = if made { "made " } else { "there" };
+                    text.push_str(&format!("{done}  {:<14}  {path}\n", item.what));
+                }
+            }
+        }
+        match io::stdout().lock().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExitCode::Internal),
+            _ => Ok(()),
+        }
     }
 
     /// `check-config`: the configuration on standard output, what is doubtful on standard error.

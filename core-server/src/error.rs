@@ -144,6 +144,11 @@ reasons! {
     UpgradeRolledBack = "UPGRADE_ROLLED_BACK",
     LogShared = "LOG_SHARED",
     NotKept = "NOT_KEPT",
+    BadInvitation = "BAD_INVITATION",
+    TooManyAttempts = "TOO_MANY_ATTEMPTS",
+    NoTls = "NO_TLS",
+    CredentialsFull = "CREDENTIALS_FULL",
+    NoSuchCredential = "NO_SUCH_CREDENTIAL",
 }
 
 /// What an error says of itself beyond its text.

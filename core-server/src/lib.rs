@@ -10,6 +10,7 @@
 //! | ring | module | owns |
 //! |---|---|---|
 //! | composition | `runtime` | building the parts, connecting them, ending them in order |
+//! | | [`init`] | what must be there before the first start |
 //! | shell | `grpc` | the contract, served: the gate, conversion, the readers of channels |
 //! | | [`transport`] | listeners and connections: unix sockets, TCP, in memory |
 //! | plugins | [`plugin_manager`] | which plugins there are, what is wanted of each, who requires whom |
@@ -54,6 +55,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grpc;
+pub mod init;
 pub mod plugin_manager;
 pub mod routing;
 mod runtime;

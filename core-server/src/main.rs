@@ -10,7 +10,7 @@ use core_server::config::{self, Candidate};
 use core_server::supervisor::custody;
 use core_server::telemetry::logging;
 
-use cli::{Cli, Command, ExitCode};
+use cli::{Cli, Command, ExitCode, InitForm};
 
 fn main() -> process::ExitCode {
     start().unwrap_or_else(|code| code).into()
@@ -46,6 +46,11 @@ fn start() -> Result<ExitCode, ExitCode> {
         Command::Restore { backup } => {
             let loaded = cli.load(&cwd()?)?;
             Ok(databases::restore(&backup, &loaded.config.storage.path))
+        }
+        Command::Init { name, plugin, json } => {
+            let form = if json { InitForm::Json } else { InitForm::Text };
+            cli.init(&cwd()?, &name, &plugin, form)?;
+            Ok(ExitCode::Clean)
         }
         Command::Health { addr } => {
             let loaded = cli.load(&cwd()?)?;

@@ -71,6 +71,7 @@ pub(crate) async fn run(
         plugins = %runtime.plugin_socket().display(),
         operators = %runtime.operator_socket().display(),
         tcp = ?runtime.tcp_addresses(),
+        tls = ?runtime.tls_addresses(),
         "serving"
     );
     let reloading = async {
@@ -121,7 +122,10 @@ fn keep_to_itself() {
 
 fn exit_code(error: &RuntimeError) -> ExitCode {
     match error {
-        RuntimeError::EmbeddedName(_) => ExitCode::BadConfiguration,
+        RuntimeError::EmbeddedName(_)
+        | RuntimeError::Tls(_)
+        | RuntimeError::Authority(_)
+        | RuntimeError::Credentials { .. } => ExitCode::BadConfiguration,
         RuntimeError::Storage(_)
         | RuntimeError::DataDirectory { .. }
         | RuntimeError::Listen(_)

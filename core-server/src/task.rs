@@ -157,6 +157,23 @@ impl Drop for Forget {
     }
 }
 
+/// Runs what waits for the disk beside the runtime's own threads. For small files; the storage has threads
+/// of its own.
+///
+/// # Panics
+/// With the panic of `work`.
+///
+/// # Cancel safety
+/// Dropped, the work is done all the same.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "small files block, and nothing else in the runtime does"
+    )]
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

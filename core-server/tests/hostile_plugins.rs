@@ -38,7 +38,7 @@ async fn core_with(directory: &Path, names: &[&str], change: impl FnOnce(&mut Co
     for name in names {
         let token = Token::from_text(&token(name)).expect("long enough");
         let name = PluginName::parse(name).expect("good name");
-        let mut manifest = Manifest::new(name, Kind::Remote { token });
+        let mut manifest = Manifest::new(name, Kind::Remote { token: Some(token) });
         manifest.permissions.call = vec![CallPermission {
             services: Pattern::parse(">").expect("good pattern"),
             need: Need::Required,

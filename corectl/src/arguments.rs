@@ -138,6 +138,17 @@ fn checked(what: &str, text: &str) -> Result<(), Failure> {
     })
 }
 
+/// The text itself, or all of standard input for "-".
+///
+/// # Errors
+/// Standard input cannot be read.
+pub(crate) fn or_stdin(text: &str) -> Result<String, Failure> {
+    if text == STDIN {
+        return read_stdin();
+    }
+    Ok(text.to_owned())
+}
+
 /// All of standard input; more than a message can carry is refused unread.
 fn read_stdin() -> Result<String, Failure> {
     let limit = MAX_MESSAGE_BYTES as u64;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::access::TokensCommand;
 use crate::time::Moment;
 
 /// Operates a core: plugins, services, events, state and storage.
@@ -40,8 +41,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) addr: Option<String>,
-    /// File with a token, else CORE_TOKEN or CORE_TOKEN_FILE. Cores have no operators' tokens yet:
-    /// use the operator socket.
+    /// File with an operator's token, else CORE_TOKEN or CORE_TOKEN_FILE; the operator socket needs none.
     #[arg(
         long,
         global = true,
@@ -49,6 +49,14 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) token_file: Option<PathBuf>,
+    /// File with the CA's certificate, else CORE_CA_FILE: the connection is TLS then.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    pub(crate) ca_file: Option<PathBuf>,
     /// How long to wait for an answer: 500ms, 30s, 2m. Usual: 10s, 60s for changes of plugins.
     #[arg(
         long,
@@ -92,6 +100,24 @@ pub(crate) enum Command {
     /// that wait after a failure are tried now. A bad configuration changes nothing. SIGHUP does the
     /// same.
     Reload,
+    /// Make, list and revoke credentials: tokens, certificates, invitations.
+    #[command(subcommand, alias = "token")]
+    Tokens(TokensCommand),
+    /// Get a certificate for a plugin on this machine with a join string, or renew it.
+    ///
+    /// The key is made here and never leaves. The directory then holds ca.pem, certificate.pem, key.pem
+    /// and core.json.
+    Join {
+        /// What `corectl plugins invite` printed on the core's machine, or - for standard input.
+        #[arg(value_name = "STRING", required_unless_present = "renew")]
+        string: Option<String>,
+        /// Where to put certificate and key.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Renew the certificate that is there.
+        #[arg(long, conflicts_with = "string")]
+        renew: bool,
+    },
     /// Wait until something is as wanted.
     Wait(WaitArgs),
     /// Show the versions of corectl and of the core.
@@ -139,6 +165,14 @@ pub(crate) enum PluginsCommand {
         name: String,
         /// A program, or a directory with a plugin.toml.
         path: PathBuf,
+    },
+    /// Let a plugin on another machine in: prints a join string, good once.
+    Invite {
+        /// The plugin; one that is not configured becomes a remote plugin.
+        name: String,
+        /// How long it is good: up to 24h. Usual: 10m.
+        #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+        valid_for: Option<Duration>,
     },
     /// Show what a plugin wrote.
     Logs(LogsArgs),
@@ -462,7 +496,7 @@ pub(crate) enum Goal {
     Ready,
 }
 
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
         Ok(timeout) => Ok(timeout),

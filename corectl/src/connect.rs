@@ -5,11 +5,12 @@
 //! anything else; HTTP/2 keepalive notices a peer that is gone while a stream is silent.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use core_proto::contract::{MAX_MESSAGE_BYTES, env, http2, metadata};
 use core_proto::v1;
+use core_tls::ClientTls;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
@@ -78,6 +79,7 @@ impl Core {
         state: state_engine_client::StateEngineClient,
         storage: storage_client::StorageClient,
         storage_admin: storage_admin_client::StorageAdminClient,
+        access: access_client::AccessClient,
         introspection: introspection_client::IntrospectionClient,
     }
 
@@ -88,7 +90,8 @@ impl Core {
     pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
         let located = address::locate(global.addr.as_deref(), &environment(), Path::exists)?;
         let credential = credential(global, &located)?;
-        let channel = dial(&located, global.timeout).await?;
+        let tls = tls(global, &located)?;
+        let channel = dial(&located, tls, global.timeout).await?;
         Ok(Self {
             link: InterceptedService::new(channel, credential),
             located,
@@ -267,7 +270,7 @@ fn credential(global: &Global, located: &Located) -> Result<Credential, Failure>
         )
     })?;
     value.set_sensitive(true);
-    if !located.address.is_local() {
+    if !located.address.is_local() && !speaks_tls(global, located) {
         crate::output::note(&format!(
             "warning: the token travels unencrypted to {}",
             located.address
@@ -294,7 +297,38 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     })
 }
 
-async fn dial(located: &Located, timeout: Option<Duration>) -> Result<Channel, Failure> {
+/// The CA's certificate: `--ca-file`, else `CORE_CA_FILE` for an address that was named.
+fn ca_file(global: &Global, located: &Located) -> Option<PathBuf> {
+    if matches!(located.address, Address::Unix(_)) {
+        return None;
+    }
+    let variable = std::env::var_os(env::CA_FILE).filter(|path| !path.is_empty());
+    global.ca_file.clone().or(variable.map(PathBuf::from))
+}
+
+fn speaks_tls(global: &Global, located: &Located) -> bool {
+    ca_file(global, located).is_some()
+}
+
+fn tls(global: &Global, located: &Located) -> Result<Option<ClientTls>, Failure> {
+    let Some(path) = ca_file(global, located) else {
+        return Ok(None);
+    };
+    let tls = ClientTls::from_files(&path, None);
+    let tls = tls.map_err(|error| {
+        Failure::usage(
+            format!("TLS cannot be spoken: {}", chain(&error)),
+            "--ca-file names the core's data/security/ca.pem, or a copy of it",
+        )
+    });
+    tls.map(Some)
+}
+
+async fn dial(
+    located: &Located,
+    tls: Option<ClientTls>,
+    timeout: Option<Duration>,
+) -> Result<Channel, Failure> {
     let time = timeout.map_or(CONNECT_TIMEOUT, |timeout| timeout.min(CONNECT_TIMEOUT));
     // The URI is only the request's `:authority`; the connector below knows where to go.
     let authority = match &located.address {
@@ -315,6 +349,20 @@ async fn dial(located: &Located, timeout: Option<Duration>) -> Result<Channel, F
                 let connector = tower::service_fn(move |_: Uri| {
                     let path = path.clone();
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                endpoint.connect_with_connector(connector).await
+            }
+            Address::Tcp { host, port } if tls.is_some() => {
+                let connector = tower::service_fn(move |_: Uri| {
+                    let host = host.trim_matches(['[', ']']).to_owned();
+                    let tls = tls.clone();
+                    async move {
+                        let stream = TcpStream::connect((host.as_str(), port)).await?;
+                        stream.set_nodelay(true)?;
+                        let tls = tls.ok_or(io::ErrorKind::InvalidInput)?;
+                        let stream = tls.connect(stream, &host).await?;
+                        io::Result::Ok(TokioIo::new(stream))
+                    }
                 });
                 endpoint.connect_with_connector(connector).await
             }

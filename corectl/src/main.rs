@@ -4,6 +4,7 @@
 //! (`exit.rs`). The commands are in one file per group; what they share: `connect` (finding and
 //! dialling the core), `output` (tables, JSON, colour), `failure` (messages and hints).
 
+mod access;
 mod address;
 mod arguments;
 mod cli;
@@ -95,6 +96,15 @@ async fn run(cli: &Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Plugins(command) => {
             plugins::run(&Core::connect(global).await?, command, output).await
         }
+        Command::Tokens(command) => {
+            access::run(&Core::connect(global).await?, command, output).await
+        }
+        Command::Join {
+            string: Some(string),
+            out,
+            ..
+        } => access::join(&arguments::or_stdin(string)?, out, output).await,
+        Command::Join { out, .. } => access::renew(out, output).await,
         Command::Reload => reload::run(&Core::connect(global).await?, output).await,
         Command::Services(command) => services::run(global, command, output).await,
         Command::Events(command) => events::run(global, command, output).await,

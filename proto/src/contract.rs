@@ -23,6 +23,16 @@ pub mod env {
     pub const TOKEN: &str = "CORE_TOKEN";
     /// A file that holds the credential; white space around it is ignored.
     pub const TOKEN_FILE: &str = "CORE_TOKEN_FILE";
+    /// A join string (`Access.Invite`): used once, when [`CREDENTIALS_DIR`] holds no certificate.
+    pub const JOIN: &str = "CORE_JOIN";
+    /// A directory of certificate, key and CA, as `corectl join` makes it. The plugin renews what is in it.
+    pub const CREDENTIALS_DIR: &str = "CORE_CREDENTIALS_DIR";
+    /// The CA's certificate, PEM. With it, and only with it, the connection is TLS.
+    pub const CA_FILE: &str = "CORE_CA_FILE";
+    /// The plugin's certificate, PEM; with [`KEY_FILE`].
+    pub const CERT_FILE: &str = "CORE_CERT_FILE";
+    /// Its private key, PEM.
+    pub const KEY_FILE: &str = "CORE_KEY_FILE";
     /// The plugin's name.
     pub const PLUGIN: &str = "CORE_PLUGIN";
     /// Set for child processes of the core, to the core's instance cookie: 32 hex digits. A child

@@ -10,6 +10,7 @@ pub mod encoded;
 pub mod received;
 
 pub use coreruntime::v1;
+pub use prost_types::Timestamp;
 
 /// The package tree, as prost expects it.
 #[doc(hidden)]

@@ -273,7 +273,7 @@ fn configuration(directory: &Path, seed: u64) -> Config {
         .map(|(name, other)| {
             let token = Token::from_text(&token_of(name, seed)).expect("long enough");
             let plugin = PluginName::parse(name).expect("a name");
-            let mut manifest = Manifest::new(plugin, Kind::Remote { token });
+            let mut manifest = Manifest::new(plugin, Kind::Remote { token: Some(token) });
             let of_other = || Pattern::parse(&format!("{other}.>")).expect("a pattern");
             manifest.permissions.subscribe.push(of_other());
             manifest.permissions.call.push(CallPermission {

@@ -1,10 +1,13 @@
 //! Generated clients over unix sockets and TCP, as any gRPC program would use them.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use core_proto::contract::metadata;
+use core_proto::v1::access_client::AccessClient;
+use core_proto::v1::enrollment_client::EnrollmentClient;
 use core_proto::v1::event_bus_client::EventBusClient;
 use core_proto::v1::introspection_client::IntrospectionClient;
 use core_proto::v1::plugin_channel_client::PluginChannelClient;
@@ -14,6 +17,8 @@ use core_proto::v1::state_engine_client::StateEngineClient;
 use core_proto::v1::storage_admin_client::StorageAdminClient;
 use core_proto::v1::storage_client::StorageClient;
 use core_proto::v1::{self, PluginInfo};
+use core_tls::ClientTls;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -33,6 +38,8 @@ pub enum Address {
     Unix(PathBuf),
     /// A TCP address.
     Tcp(SocketAddr),
+    /// A TCP address where TLS is spoken.
+    Tls(SocketAddr, ClientTls),
 }
 
 impl From<&Path> for Address {
@@ -52,7 +59,7 @@ impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
-            Self::Tcp(address) => write!(formatter, "{address}"),
+            Self::Tcp(address) | Self::Tls(address, _) => write!(formatter, "{address}"),
         }
     }
 }
@@ -103,14 +110,35 @@ impl Client {
         let address = address.into();
         let uri = match &address {
             Address::Unix(path) => format!("unix://{}", path.display()),
-            Address::Tcp(address) => format!("http://{address}"),
+            Address::Tcp(address) | Address::Tls(address, _) => format!("http://{address}"),
         };
         let endpoint = Endpoint::from_shared(uri).expect("an address");
+        let channel = match &address {
+            Address::Unix(_) | Address::Tcp(_) => endpoint.connect_lazy(),
+            Address::Tls(address, tls) => {
+                let (address, tls) = (*address, tls.clone());
+                endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                    let tls = tls.clone();
+                    async move {
+                        let stream = tokio::net::TcpStream::connect(address).await?;
+                        stream.set_nodelay(true)?;
+                        let host = address.ip().to_string();
+                        io::Result::Ok(TokioIo::new(tls.connect(stream, &host).await?))
+                    }
+                }))
+            }
+        };
         Self {
             address,
-            channel: endpoint.connect_lazy(),
+            channel,
             presents: Presents::default(),
         }
+    }
+
+    /// A client over TLS, without a token; with a certificate if `tls` shows one.
+    #[must_use]
+    pub fn over_tls(address: SocketAddr, tls: ClientTls) -> Self {
+        Self::new(Address::Tls(address, tls))
     }
 
     /// The same connection, with a token.
@@ -159,6 +187,10 @@ impl Client {
     }
 
     clients! {
+        /// `Access`.
+        access: AccessClient;
+        /// `Enrollment`.
+        enrollment: EnrollmentClient;
         /// `EventBus`.
         event_bus: EventBusClient;
         /// `ServiceRegistry`.

@@ -40,7 +40,7 @@ impl Declared {
     pub fn remote(name: &str) -> Self {
         let token = Token::random();
         let kind = Kind::Remote {
-            token: token.clone(),
+            token: Some(token.clone()),
         };
         Self::new(name, kind, Some(token))
     }
@@ -54,6 +54,11 @@ impl Declared {
     fn new(name: &str, kind: Kind, token: Option<Token>) -> Self {
         let manifest = Manifest::new(plugin_name(name), kind);
         Self { manifest, token }
+    }
+
+    /// All that is declared of it, for what has no method here.
+    pub fn manifest_mut(&mut self) -> &mut Manifest {
+        &mut self.manifest
     }
 
     /// Its name.

@@ -66,6 +66,15 @@ impl TestCoreBuilder {
         self
     }
 
+    /// Speaks TLS on a free TCP port of the loopback too.
+    pub fn tls(mut self) -> Self {
+        self.config
+            .listen
+            .tls
+            .push(SocketAddr::from(([127, 0, 0, 1], 0)));
+        self
+    }
+
     /// Changes the configuration.
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
@@ -109,6 +118,7 @@ impl TestCoreBuilder {
             .sort_by(|one, other| one.name.cmp(&other.name));
 
         let threads = core_threads(scratch.path());
+        let started_with = config.clone();
         let starting = threads.spawn(async move {
             let mut builder = Runtime::builder(config);
             for plugin in embedded {
@@ -133,6 +143,7 @@ impl TestCoreBuilder {
             tokens,
             witness,
             scratch,
+            config: started_with,
         })
     }
 }
@@ -166,6 +177,7 @@ pub struct TestCore {
     tokens: HashMap<String, String>,
     witness: Witness,
     scratch: Scratch,
+    config: Config,
 }
 
 impl TestCore {
@@ -242,6 +254,25 @@ impl TestCore {
             .tcp_addresses()
             .first()
             .expect("it listens on TCP")
+    }
+
+    /// The first TCP address where it speaks TLS.
+    ///
+    /// # Panics
+    /// When it was not told to.
+    #[must_use]
+    pub fn tls_address(&self) -> SocketAddr {
+        *self
+            .runtime()
+            .tls_addresses()
+            .first()
+            .expect("it speaks TLS")
+    }
+
+    /// What it was started with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Where a plugin of this core connects to.

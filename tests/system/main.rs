@@ -16,6 +16,7 @@ mod liveness;
 mod logs;
 mod order;
 mod orphans;
+mod permissions;
 mod proxy;
 mod reconnect;
 mod registry;
@@ -29,6 +30,7 @@ mod state;
 mod storage;
 mod subscriptions;
 mod supervision;
+mod tls;
 mod whole_path;
 
 /// The core's own binary.

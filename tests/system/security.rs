@@ -175,10 +175,15 @@ async fn a_plugin_may_not_do_an_operator_s_work_nor_an_operator_a_plugin_s() {
             .await
             .map(drop),
     ] {
-        let told = Told::by(&refused.expect_err("an operator's"));
-        told.is(Code::PermissionDenied, "NOT_ALLOWED")
-            .says("operator socket");
+        let told = Told::by(&refused.expect_err("not granted"));
+        told.is(Code::PermissionDenied, "NOT_GRANTED")
+            .says("manage");
     }
+    let request = v1::PluginManagerReloadRequest::default();
+    let refused = plugin.plugin_manager().reload(request).await;
+    Told::by(&refused.expect_err("an operator's"))
+        .is(Code::PermissionDenied, "NOT_ALLOWED")
+        .says("operator socket");
     assert_eq!(
         plugin.plugin("lamp").await.name,
         "lamp",

@@ -98,6 +98,8 @@ async fn reflection_lists_exactly_the_services_and_describes_each() {
         .start()
         .await;
     let expected: BTreeSet<String> = [
+        "coreruntime.v1.Access",
+        "coreruntime.v1.Enrollment",
         "coreruntime.v1.EventBus",
         "coreruntime.v1.Introspection",
         "coreruntime.v1.PluginChannel",

@@ -49,6 +49,9 @@ pub enum Closed {
         /// For people.
         reason: String,
     },
+    /// Its credential is worth nothing any more.
+    #[error("the credential that this was opened with was revoked")]
+    Revoked,
     /// The core is stopping.
     #[error("the core is stopping")]
     ShuttingDown,
@@ -59,6 +62,7 @@ impl Classify for Closed {
         match self {
             Self::Stalled { .. } => ErrorKind::ResourceExhausted,
             Self::Replaced => ErrorKind::Aborted,
+            Self::Revoked => ErrorKind::Unauthenticated,
             Self::RunEnded { .. } | Self::ShuttingDown => ErrorKind::Unavailable,
         }
     }
@@ -67,6 +71,7 @@ impl Classify for Closed {
         match self {
             Self::Stalled { .. } => Reason::ChannelStalled,
             Self::Replaced => Reason::ChannelReplaced,
+            Self::Revoked => Reason::BadCredential,
             Self::RunEnded { .. } => Reason::RunEnded,
             Self::ShuttingDown => Reason::ShuttingDown,
         }

@@ -22,6 +22,7 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         storage,
         listen,
         operators,
+        security,
         log,
         supervision,
         limits,
@@ -45,10 +46,25 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         listen.runtime_dir == other.listen.runtime_dir,
     );
     compare("listen.tcp", listen.tcp == other.listen.tcp);
+    compare("listen.tls", listen.tls == other.listen.tls);
+    compare(
+        "listen.tls_names",
+        listen.tls_names == other.listen.tls_names,
+    );
+    compare(
+        "listen.tls_certificate",
+        listen.tls_certificate == other.listen.tls_certificate,
+    );
+    compare("listen.tls_key", listen.tls_key == other.listen.tls_key);
     compare(
         "listen.insecure_plaintext",
         listen.insecure_plaintext == other.listen.insecure_plaintext,
     );
+    compare(
+        "security.policy",
+        security.granting == other.security.granting,
+    );
+    compare("security.mode", security.mode == other.security.mode);
     compare("log.filter", log.filter == other.log.filter);
     compare("log.format", log.format == other.log.format);
     let Supervision {

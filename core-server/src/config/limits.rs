@@ -150,6 +150,9 @@ limits! {
     /// Of those, the ones on which no request has carried a valid credential yet.
     connections_unidentified: connections = 64, within 1, 65_536,
         at "the oldest of them is closed";
+    /// Time for the TLS handshake of a new connection.
+    handshake_timeout: time = seconds(5), within millis(100), seconds(60),
+        at "the connection is closed";
     /// Time for the HTTP/2 preface of a new connection.
     preface_timeout: time = seconds(5), within millis(100), seconds(60),
         at "the connection is closed";

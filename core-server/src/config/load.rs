@@ -17,9 +17,10 @@ use super::tree::{Data, Entry, Table, View, absolute, merge, parse};
 use super::upgrades::{Candidate, Upgrade, Upgrades};
 use super::{
     Adapter, Config, DEFAULT_DATABASE, DEFAULT_FILE, DEFAULT_LOG_FILTER, DEFAULT_RUNTIME_DIR,
-    DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, Durability, Listen, Log, LogFormat, Storage,
-    Supervision,
+    DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, Durability, Listen, Log, LogFormat, Security,
+    Storage, Supervision,
 };
+use crate::security::{Granting, Mode};
 
 /// Longest path of a unix socket, without the zero byte that ends it: `sun_path` in unix(7).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -179,6 +180,7 @@ fn type_core(
                 _ => None,
             })
             .collect(),
+        security: type_security(top.section("security")),
         log: Log {
             filter: log.text("filter").unwrap_or(DEFAULT_LOG_FILTER).to_owned(),
             format: match log.text("format") {
@@ -209,6 +211,19 @@ fn type_storage(section: View<'_>) -> Storage {
     }
 }
 
+fn type_security(section: View<'_>) -> Security {
+    Security {
+        granting: match section.text("policy") {
+            Some("review") => Granting::Reviewed,
+            _ => Granting::AsAsked,
+        },
+        mode: match section.text("mode") {
+            Some("audit") => Mode::Audit,
+            _ => Mode::Enforce,
+        },
+    }
+}
+
 fn type_supervision(section: View<'_>) -> Supervision {
     let is_on = |layer| section.switch(layer).unwrap_or(true);
     Supervision {
@@ -229,7 +244,8 @@ fn type_listen(section: View<'_>, problems: &mut Problems) -> Listen {
         if !insecure_plaintext && !is_loopback(&address) {
             let message = format!(
                 "listen.tcp: \"{text}\" can be reached from other machines, and would be \
-                 plaintext: tokens and data could be read on the way. Listen on \
+                 plaintext: tokens and data could be read on the way. Name it in listen.tls \
+                 instead, where TLS is spoken, listen on \
                  \"127.0.0.1:{}\", or accept that with listen.insecure_plaintext = true or \
                  --insecure-plaintext",
                 address.port()
@@ -238,7 +254,25 @@ fn type_listen(section: View<'_>, problems: &mut Problems) -> Listen {
         }
         tcp.push(address);
     }
+    let addresses = |key| section.texts(key).filter_map(|(text, _)| text.parse().ok());
+    let path = |key| section.path(key).map(Path::to_path_buf);
+    for (one, other) in [
+        ("tls_certificate", "tls_key"),
+        ("tls_key", "tls_certificate"),
+    ] {
+        if section.path(one).is_some() && section.path(other).is_none() {
+            let message = format!("listen.{one}: listen.{other} is missing; they belong together");
+            problems.add(&section.origin(one), message);
+        }
+    }
     let listen = Listen {
+        tls: addresses("tls").collect(),
+        tls_names: section
+            .texts("tls_names")
+            .map(|(text, _)| text.to_owned())
+            .collect(),
+        tls_certificate: path("tls_certificate"),
+        tls_key: path("tls_key"),
         runtime_dir: section
             .path("runtime_dir")
             .map_or_else(PathBuf::new, Path::to_path_buf),

@@ -25,6 +25,7 @@ mod fixed;
 mod flags;
 mod isolation;
 mod limits;
+mod listening;
 mod load;
 mod origins;
 mod permissions;
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::plugin_manager::Manifest;
+use crate::security::{Granting, Mode};
 
 pub use environment::process_environment;
 pub use error::{Error, Origin, Problem, SourceFile};
@@ -92,6 +94,8 @@ pub struct Config {
     pub listen: Listen,
     /// Users who may use the operator socket besides the core's own.
     pub operators: Vec<u32>,
+    /// What plugins may do by their manifests alone.
+    pub security: Security,
     /// The core's own log.
     pub log: Log,
     /// What keeps children from outliving the core.
@@ -138,8 +142,16 @@ pub enum Durability {
 pub struct Listen {
     /// Holds the unix sockets.
     pub runtime_dir: PathBuf,
-    /// TCP addresses for plugins.
+    /// TCP addresses where everything can be read on the way.
     pub tcp: Vec<SocketAddr>,
+    /// TCP addresses where TLS is spoken.
+    pub tls: Vec<SocketAddr>,
+    /// Names and addresses by which other machines reach the core; empty: as it finds them.
+    pub tls_names: Vec<String>,
+    /// A certificate of the operator's own with its key, instead of the one that the core makes.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
     /// Plaintext from other machines is allowed. Loud in status and logs.
     pub insecure_plaintext: bool,
 }
@@ -156,6 +168,15 @@ impl Listen {
     pub fn operator_socket(&self) -> PathBuf {
         self.runtime_dir.join("operator.sock")
     }
+}
+
+/// What plugins may do by their manifests alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Whether a manifest is granted as it asks.
+    pub granting: Granting,
+    /// Whether what is not granted is refused, or only noted.
+    pub mode: Mode,
 }
 
 /// The core's own log.
@@ -230,10 +251,15 @@ impl Default for Config {
             listen: Listen {
                 runtime_dir: data_dir.join(DEFAULT_RUNTIME_DIR),
                 tcp: Vec::new(),
+                tls: Vec::new(),
+                tls_names: Vec::new(),
+                tls_certificate: None,
+                tls_key: None,
                 insecure_plaintext: false,
             },
             data_dir,
             operators: Vec::new(),
+            security: Security::default(),
             log: Log::default(),
             supervision: Supervision::default(),
             limits: Limits::default(),

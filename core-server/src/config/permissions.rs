@@ -1,9 +1,10 @@
 //! What a plugin asks for beyond its own area: `[permissions]` of its manifest, parsed. Deciding and
-//! enforcing are `security/`'s, but of `env`, which acts when a child is spawned. `manage` grants
-//! nothing yet: management is the operators' alone, and loading warns of it.
+//! enforcing are `security/`'s, but of `env`, which acts when a child is spawned.
 
 use crate::types::Pattern;
 
+use super::settings::{CALL_PATTERNS, NAMESPACES, READ_PATTERNS, VARIABLES, WRITE_PATTERNS, none};
+use super::shape::{Field, Repeats, Shape};
 use super::tree::View;
 
 /// The words of `manage`.
@@ -12,6 +13,51 @@ pub(super) const MANAGE: &[&str] = &[
     "plugins.manage",
     "logs.read",
     "storage.backup",
+];
+
+pub(super) const FIELDS: &[Field] = &[
+    Field::new("publish", WRITE_PATTERNS, "Topics it may publish.").preset(none),
+    Field::new("subscribe", READ_PATTERNS, "Topics it may subscribe to.").preset(none),
+    Field::new(
+        "provide",
+        WRITE_PATTERNS,
+        "Services under a foreign prefix that it may offer.",
+    )
+    .preset(none),
+    Field::new(
+        "call",
+        CALL_PATTERNS,
+        "Services it may call; \"?\" at the end: it copes without.",
+    )
+    .preset(none),
+    Field::new(
+        "storage",
+        Shape::Section(&[&[
+            Field::new("read", NAMESPACES, "Namespaces it may read.").preset(none),
+            Field::new("write", NAMESPACES, "Namespaces it may write.").preset(none),
+        ]]),
+        "Namespaces beyond its own.",
+    ),
+    Field::new(
+        "state",
+        Shape::Section(&[&[
+            Field::new("read", READ_PATTERNS, "State keys it may read.").preset(none),
+            Field::new("write", WRITE_PATTERNS, "State keys it may write.").preset(none),
+        ]]),
+        "State keys beyond its own.",
+    ),
+    Field::new(
+        "manage",
+        Shape::List(&Shape::Choice(MANAGE), Repeats::Refused),
+        "Parts of the core's management that it may use.",
+    )
+    .preset(none),
+    Field::new(
+        "env",
+        VARIABLES,
+        "Environment variables passed on from the core's own environment.",
+    )
+    .preset(none),
 ];
 
 /// Permissions that a manifest asks for. The own area needs no entry.
@@ -29,7 +75,7 @@ pub struct Permissions {
     pub storage: ReadWrite,
     /// Keys of the state.
     pub state: ReadWrite,
-    /// Parts of the core's management. Grants nothing yet.
+    /// Parts of the core's management.
     pub manage: Vec<Manage>,
     /// Environment variables passed on from the core's own environment.
     pub env: Vec<String>,
@@ -112,6 +158,17 @@ impl ReadWrite {
 }
 
 impl Manage {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ViewPlugins => "plugins.view",
+            Self::ManagePlugins => "plugins.manage",
+            Self::ReadLogs => "logs.read",
+            Self::BackUpStorage => "storage.backup",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text {
             "plugins.view" => Some(Self::ViewPlugins),
@@ -146,7 +203,8 @@ mod tests {
     #[test]
     fn every_word_of_manage_is_known() {
         for word in MANAGE {
-            assert!(Manage::parse(word).is_some(), "{word}");
+            let part = Manage::parse(word).expect(word);
+            assert_eq!(part.as_str(), *word);
         }
     }
 }

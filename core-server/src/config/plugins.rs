@@ -137,7 +137,7 @@ pub(super) fn build(overrides: Table, context: &Context<'_>, problems: &mut Prob
         let Some(manifest) = builder.manifest() else {
             continue;
         };
-        if let Kind::Remote { token } = &manifest.kind {
+        if let Kind::Remote { token: Some(token) } = &manifest.kind {
             let earlier = tokens.insert(token.reveal().to_owned(), name.clone());
             if let Some(earlier) = earlier {
                 let message = format!(
@@ -268,6 +268,8 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn manifest(&mut self) -> Option<Manifest> {
         let permissions = Permissions::read(self.section.section("permissions"));
+        let granted = Permissions::read(self.section.section("grants"));
+        let denied = Permissions::read(self.section.section("deny"));
         let (config, mut config_secrets) = self.config();
         config_secrets.sort();
         let requires = self.names("requires");
@@ -297,6 +299,8 @@ impl Builder<'_> {
             limits,
             sandbox,
             permissions,
+            granted,
+            denied,
             config,
             config_secrets,
         })
@@ -393,7 +397,7 @@ impl Builder<'_> {
     fn kind(&mut self, permissions: &Permissions) -> Option<Kind> {
         let run = self.section.section("run");
         if run.text("kind") == Some("remote") {
-            return self.token().map(|token| Kind::Remote { token });
+            return self.token().ok().map(|token| Kind::Remote { token });
         }
         for key in ["token_file", "token_env"] {
             if let Some(entry) = self.section.entry(key) {
@@ -439,10 +443,12 @@ impl Builder<'_> {
         }))
     }
 
-    fn token(&mut self) -> Option<Token> {
+    /// The configured token, if there is one: other credentials are made while the core runs. `Err`: what
+    /// is wrong with it was reported.
+    fn token(&mut self) -> Result<Option<Token>, Reported> {
         let file = self.section.path("token_file");
         let variable = self.section.text("token_env");
-        match (file, variable) {
+        let token = match (file, variable) {
             (Some(_), Some(_)) => {
                 let origin = self.section.origin("token_env");
                 let message = "token_env: token_file is set too; keep one of the two";
@@ -457,23 +463,14 @@ impl Builder<'_> {
                 let (origin, path) = (self.section.origin("token_env"), self.path("token_env"));
                 self.secrets.token_variable(name, &origin, &path)
             }
-            (None, None) => {
-                let reported = ["token_file", "token_env"]
-                    .iter()
-                    .any(|key| self.section.node(key).is_some());
-                if !reported && self.complete {
-                    let message = format!(
-                        "plugin \"{0}\" is remote and has no token; set token_file or token_env \
-                         in [plugins.{0}]",
-                        self.name
-                    );
-                    self.problem(&self.origin.clone(), message);
-                }
-                None
-            }
-        }
+            (None, None) => return Ok(None),
+        };
+        token.map(Some).ok_or(Reported)
     }
 }
+
+/// Something is wrong, and was reported.
+struct Reported;
 
 fn timeouts(section: View<'_>) -> Timeouts {
     let default = Timeouts::default();
@@ -488,8 +485,7 @@ fn timeouts(section: View<'_>) -> Timeouts {
     }
 }
 
-/// Says what will keep the plugin from running, but may come right while the core runs; and what it
-/// asks for in vain.
+/// Says what will keep the plugin from running, but may come right while the core runs.
 fn warn(
     manifest: &Manifest,
     section: View<'_>,
@@ -513,17 +509,6 @@ fn warn(
         let message =
             format!("plugin \"{name}\" will wait: it requires \"{required}\", which {why}");
         warnings.add(origin, message);
-    }
-    if !manifest.permissions.manage.is_empty() {
-        let origin = match section.section("permissions").origin("manage") {
-            Origin::Default => origin.clone(),
-            origin => origin,
-        };
-        let message = format!(
-            "plugin \"{name}\" asks for permissions.manage, which grants nothing yet: only operators \
-             manage plugins"
-        );
-        warnings.add(&origin, message);
     }
     if let Kind::Process(command) = &manifest.kind {
         let origin = match section.section("run").origin("command") {

@@ -8,7 +8,7 @@ use crate::plugin_manager::{RestartPolicy, Timeouts};
 use crate::types::{Pattern, PluginName};
 
 use super::limits;
-use super::permissions::{self, MANAGE};
+use super::permissions;
 use super::shape::{Case, Field, Repeats, Rule, Shape};
 use super::tree::Data;
 use super::{
@@ -51,8 +51,13 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
     Field::new("storage", Shape::Section(&[STORAGE]), "Durable data."),
     Field::new(
         "listen",
-        Shape::Section(&[LISTEN]),
+        Shape::Section(&[super::listening::LISTEN]),
         "Where the core can be reached.",
+    ),
+    Field::new(
+        "security",
+        Shape::Section(&[SECURITY]),
+        "What plugins may do by their manifests alone.",
     ),
     Field::new("log", Shape::Section(&[LOG]), "The core's own log."),
     Field::new(
@@ -100,21 +105,19 @@ const STORAGE: &[Field] = &[
     .preset(|| text("full")),
 ];
 
-const LISTEN: &[Field] = &[
+const SECURITY: &[Field] = &[
     Field::new(
-        "runtime_dir",
-        Shape::Path,
-        "Holds core.sock and operator.sock. Default: $RUNTIME_DIRECTORY, else \
-         $XDG_RUNTIME_DIR/core-runtime, else run in data_dir.",
-    ),
-    Field::new("tcp", ADDRESSES, "TCP addresses for plugins, as IP:PORT.")
-        .preset(|| Data::List(Vec::new())),
-    Field::new(
-        "insecure_plaintext",
-        Shape::Switch,
-        "Allows plaintext from other machines: tokens and data can be read on the way.",
+        "policy",
+        Shape::Choice(&["as_asked", "review"]),
+        "\"as_asked\": what a manifest asks for is granted. \"review\": only what [plugins.NAME.grants] says.",
     )
-    .preset(|| Data::Switch(false)),
+    .preset(|| text("as_asked")),
+    Field::new(
+        "mode",
+        Shape::Choice(&["enforce", "audit"]),
+        "\"audit\": what is not granted is done all the same, counted and noted in audit.jsonl.",
+    )
+    .preset(|| text("enforce")),
 ];
 
 const LOG: &[Field] = &[
@@ -218,7 +221,7 @@ const PLUGIN: &[Field] = &[
     ),
     Field::new(
         "permissions",
-        Shape::Section(&[PERMISSIONS]),
+        Shape::Section(&[permissions::FIELDS]),
         "What it asks for beyond its own area.",
     ),
     Field::new(
@@ -236,6 +239,16 @@ const OPERATORS_PART: &[Field] = &[
         "false: as if it were not installed.",
     )
     .preset(|| Data::Switch(true)),
+    Field::new(
+        "grants",
+        Shape::Section(&[permissions::FIELDS]),
+        "What the operator grants it beyond what its manifest asks for.",
+    ),
+    Field::new(
+        "deny",
+        Shape::Section(&[permissions::FIELDS]),
+        "What it may not do, whatever is granted; also in its own area.",
+    ),
     Field::new(
         "token_file",
         Shape::Path,
@@ -411,62 +424,20 @@ const SANDBOX: &[Field] = &[
     .preset(|| Data::Switch(false)),
 ];
 
-const PERMISSIONS: &[Field] = &[
-    Field::new("publish", WRITE_PATTERNS, "Topics it may publish.").preset(none),
-    Field::new("subscribe", READ_PATTERNS, "Topics it may subscribe to.").preset(none),
-    Field::new(
-        "provide",
-        WRITE_PATTERNS,
-        "Services under a foreign prefix that it may offer.",
-    )
-    .preset(none),
-    Field::new(
-        "call",
-        CALL_PATTERNS,
-        "Services it may call; \"?\" at the end: it copes without.",
-    )
-    .preset(none),
-    Field::new(
-        "storage",
-        Shape::Section(&[&[
-            Field::new("read", NAMESPACES, "Namespaces it may read.").preset(none),
-            Field::new("write", NAMESPACES, "Namespaces it may write.").preset(none),
-        ]]),
-        "Namespaces beyond its own.",
-    ),
-    Field::new(
-        "state",
-        Shape::Section(&[&[
-            Field::new("read", READ_PATTERNS, "State keys it may read.").preset(none),
-            Field::new("write", WRITE_PATTERNS, "State keys it may write.").preset(none),
-        ]]),
-        "State keys beyond its own.",
-    ),
-    Field::new(
-        "manage",
-        Shape::List(&Shape::Choice(MANAGE), Repeats::Refused),
-        "Parts of the core's management that it may use. Grants nothing yet.",
-    )
-    .preset(none),
-    Field::new(
-        "env",
-        VARIABLES,
-        "Environment variables passed on from the core's own environment.",
-    )
-    .preset(none),
-];
+pub(super) const READ_PATTERNS: Shape = Shape::List(&Shape::Text(&READ_PATTERN), Repeats::Refused);
+pub(super) const WRITE_PATTERNS: Shape =
+    Shape::List(&Shape::Text(&WRITE_PATTERN), Repeats::Refused);
+pub(super) const CALL_PATTERNS: Shape = Shape::List(&Shape::Text(&CALL_PATTERN), Repeats::Refused);
+pub(super) const NAMESPACES: Shape =
+    Shape::List(&Shape::Text(&NAMESPACE_PATTERN), Repeats::Refused);
 
-const READ_PATTERNS: Shape = Shape::List(&Shape::Text(&READ_PATTERN), Repeats::Refused);
-const WRITE_PATTERNS: Shape = Shape::List(&Shape::Text(&WRITE_PATTERN), Repeats::Refused);
-const CALL_PATTERNS: Shape = Shape::List(&Shape::Text(&CALL_PATTERN), Repeats::Refused);
-const NAMESPACES: Shape = Shape::List(&Shape::Text(&NAMESPACE_PATTERN), Repeats::Refused);
-const ADDRESSES: Shape = Shape::List(&Shape::Text(&ADDRESS), Repeats::Refused);
+pub(super) const ADDRESSES: Shape = Shape::List(&Shape::Text(&ADDRESS), Repeats::Refused);
 const ARGUMENTS: Shape = Shape::List(&Shape::Text(&ANY), Repeats::Allowed);
-const VARIABLES: Shape = Shape::List(&Shape::Text(&VARIABLE), Repeats::Refused);
+pub(super) const VARIABLES: Shape = Shape::List(&Shape::Text(&VARIABLE), Repeats::Refused);
 const PATHS: Shape = Shape::List(&Shape::Path, Repeats::Allowed);
 const PLUGIN_NAMES: Shape = Shape::List(&Shape::Text(&PLUGIN_NAME), Repeats::Refused);
 
-fn none() -> Data {
+pub(super) fn none() -> Data {
     Data::List(Vec::new())
 }
 

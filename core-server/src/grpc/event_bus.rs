@@ -13,7 +13,7 @@ use super::convert::{BadField, events};
 use super::{gate, status, unary};
 use crate::error::Failure;
 use crate::event_bus::{BatchReceipt, EventBus};
-use crate::security::{Action, Caller, Gatekeeper};
+use crate::security::{Action, Caller, Gatekeeper, Reads};
 use crate::task::TaskScope;
 use crate::types::Topic;
 
@@ -248,8 +248,10 @@ impl event_bus_server::EventBus for Api {
         request: Request<v1::EventBusSubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = gate::caller(&request)?;
+        let mut patterns = Vec::new();
         let subscribe = || {
             let subscribe = events::subscribe(request.into_inner(), &caller)?;
+            patterns.clone_from(&subscribe.patterns);
             for pattern in &subscribe.patterns {
                 self.gatekeeper
                     .authorize(&caller.source, Action::Subscribe(pattern))?;
@@ -258,6 +260,10 @@ impl event_bus_server::EventBus for Api {
         };
         let subscription = subscribe().map_err(status::from_failure)?;
         let items = subscription.map(|item| item.map(events::delivery).map_err(Failure::from));
-        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+        let lost = self
+            .gatekeeper
+            .loses(&caller.source, Reads::Events, patterns);
+        let items = super::granted_stream(items, &caller, &self.scope, lost);
+        Ok(Response::new(items))
     }
 }

@@ -9,7 +9,9 @@
 //! - A stream of a plugin ends with its run, every stream with the core; both say why.
 //! - The reader of a channel never waits for a handler, a full queue or I/O.
 
+mod access;
 mod convert;
+mod enrollment;
 mod event_bus;
 mod fit;
 mod gate;
@@ -39,6 +41,7 @@ use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+pub(crate) use access::MakeKnown;
 pub(crate) use convert::events::encode as encode_event;
 pub(crate) use introspection::{Information, Metric, ReadMetrics, Value};
 pub(crate) use plugin_channel::Stats as ChannelStats;
@@ -49,7 +52,7 @@ use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
 use crate::event_bus::EventBus;
 use crate::plugin_manager::{PluginInfo, PluginManager, Reloaded};
 use crate::routing::Router;
-use crate::security::{Caller, Gatekeeper};
+use crate::security::{Access, Audit, Caller, Denied, Gatekeeper};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
 use crate::storage::Storage;
@@ -67,6 +70,9 @@ pub(crate) struct Kernel {
     pub(crate) manager: PluginManager,
     pub(crate) reload: Reload,
     pub(crate) upgrade: Upgrade,
+    pub(crate) access: Access,
+    pub(crate) audit: Audit,
+    pub(crate) make_known: MakeKnown,
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) scope: TaskScope,
     pub(crate) limits: Limits,
@@ -150,8 +156,20 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         stats: kernel.channel_stats,
         scope: scope.clone(),
     };
+    let access = access::Api {
+        access: kernel.access.clone(),
+        audit: kernel.audit.clone(),
+        manager: kernel.manager.clone(),
+        make_known: Arc::clone(&kernel.make_known),
+    };
+    let enrollment = enrollment::Api {
+        access: kernel.access,
+        audit: kernel.audit,
+        make_known: kernel.make_known,
+    };
     let plugin_manager = plugin_manager::Api {
         manager: kernel.manager,
+        gatekeeper: gatekeeper.clone(),
         reload: kernel.reload,
         upgrade: kernel.upgrade,
         scope,
@@ -179,6 +197,7 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         };
     }
     use servers::{
+        access_server::AccessServer, enrollment_server::EnrollmentServer,
         event_bus_server::EventBusServer, introspection_server::IntrospectionServer,
         plugin_channel_server::PluginChannelServer, plugin_manager_server::PluginManagerServer,
         service_registry_server::ServiceRegistryServer, state_engine_server::StateEngineServer,
@@ -186,6 +205,11 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
     };
     let routes = tonic::service::Routes::new(health)
         .add_service(reflection)
+        // Joining is open to anybody: nobody unknown may make the core hold a large message.
+        .add_service(
+            EnrollmentServer::new(enrollment).max_decoding_message_size(ENROLLMENT_MESSAGE_BYTES),
+        )
+        .add_service(limited!(AccessServer<_>, access))
         .add_service(limited!(EventBusServer<_>, event_bus))
         .add_service(limited!(IntrospectionServer<_>, introspection))
         .add_service(limited!(PluginChannelServer<_>, plugin_channel))
@@ -224,6 +248,8 @@ pub(crate) fn fuzz_metadata(text: &str) {
 /// Requests of health and reflection are names. Health is open to anybody: nobody unknown may make the
 /// core hold a large message.
 const SMALL_MESSAGE_BYTES: usize = 4 << 10;
+/// A request for a certificate with what belongs to it.
+const ENROLLMENT_MESSAGE_BYTES: usize = 16 << 10;
 /// Largest request to the plugin manager: a batch of log lines.
 const MANAGER_MESSAGE_BYTES: usize = 1 << 20;
 
@@ -272,6 +298,7 @@ async fn unary<M, A>(
 /// Why a stream of this caller must end, when it must.
 fn ended(caller: &Caller, scope: &TaskScope) -> impl Future<Output = Failure> + Send + use<> {
     let run = caller.run.as_ref().map(|run| run.ended().clone());
+    let revoked = caller.revoked.clone();
     let stop = scope.stop_token().clone();
     async move {
         let run_ended = async {
@@ -280,8 +307,15 @@ fn ended(caller: &Caller, scope: &TaskScope) -> impl Future<Output = Failure> + 
                 None => std::future::pending().await,
             }
         };
+        let revoked = async {
+            match revoked {
+                Some(revoked) => revoked.cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => Closed::ShuttingDown.into(),
+            () = revoked => Closed::Revoked.into(),
             () = run_ended => Closed::RunEnded { reason: "its streams end with it".to_owned() }.into(),
         }
     }
@@ -318,6 +352,26 @@ fn place_for_watch(caller: &Caller, limit: usize) -> Result<Option<Slot>, TooMan
         },
         None => Ok(None),
     }
+}
+
+/// As [`stream`], for what was granted: it ends when that is granted no more.
+fn granted_stream<T: Send + 'static>(
+    items: impl Stream<Item = Result<T, Failure>> + Send + 'static,
+    caller: &Caller,
+    scope: &TaskScope,
+    lost: impl Future<Output = Denied> + Send + 'static,
+) -> ResponseStream<T> {
+    let ended = ended(caller, scope);
+    let end = async move {
+        tokio::select! {
+            failure = ended => failure,
+            denied = lost => denied.into(),
+        }
+    };
+    Box::pin(Ending {
+        items: Some(Box::pin(items)),
+        end: Box::pin(end),
+    })
 }
 
 /// A server stream that ends with its caller's run and with the core.

@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{BadField, channel, check_size};
@@ -169,6 +170,7 @@ impl plugin_channel_server::PluginChannel for Api {
         let hello =
             channel::hello(hello).map_err(|field| status::from_failure(Error::BadHello(field)))?;
         let (outbox, frames) = Outbox::new(self.limits.outbox_bytes);
+        let revoked = credential.revoked.clone();
         let admitted = self.manager.open(credential, hello, outbox.clone()).await;
         let admitted = admitted.map_err(status::from_failure)?;
         if let Some(connection) = connection {
@@ -185,7 +187,7 @@ impl plugin_channel_server::PluginChannel for Api {
             order: Order::default(),
         };
         self.scope
-            .spawn("channel-reader", move |_| reader.run(messages));
+            .spawn("channel-reader", move |_| reader.run(messages, revoked));
         let messages = frames.map(|frame| {
             frame
                 .map(|frame| channel::outbound(frame, Instant::now()))
@@ -224,7 +226,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self, mut messages: Streaming<v1::PluginMessage>) {
+    async fn run(mut self, mut messages: Streaming<v1::PluginMessage>, revoked: CancellationToken) {
         let mut pending = Pending::new();
         let outbox = self.outbox.clone();
         let gone = outbox.gone();
@@ -242,6 +244,13 @@ impl Reader {
                 // The end first: frames of a replaced channel change nothing.
                 biased;
                 () = &mut gone => break,
+                () = revoked.cancelled() => {
+                    outbox.abort(Closed::Revoked);
+                    // It cannot come back, so nothing waits for it.
+                    let reason = "its credential was revoked".to_owned();
+                    self.api.manager.bye(&self.run, self.channel, reason);
+                    break;
+                }
                 Some((request_id, result)) = pending.next() => {
                     self.requests.remove(&request_id);
                     self.respond(request_id, result);

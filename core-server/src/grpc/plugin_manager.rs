@@ -13,9 +13,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{BadField, page_size, plugins, time, up_to_page_bytes};
 use super::{gate, status};
 use crate::channel::Run;
+use crate::config::Manage;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::plugin_manager::{Error, PluginInfo, PluginKind, PluginManager, WatchItem};
-use crate::security::{self, Caller};
+use crate::security::{self, Caller, Gatekeeper, NotGranted};
 use crate::supervisor::output::{Level, LogQuery, Verbosity};
 use crate::task::TaskScope;
 use crate::telemetry::logging;
@@ -33,6 +34,7 @@ const RECORDS_AT_ONCE: usize = 100;
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) manager: PluginManager,
+    pub(super) gatekeeper: Gatekeeper,
     pub(super) reload: super::Reload,
     pub(super) upgrade: super::Upgrade,
     pub(super) scope: TaskScope,
@@ -64,6 +66,24 @@ impl Api {
             return Err(refused(format!("child process \"{}\"", run.plugin())).into());
         }
         Ok(Arc::clone(run))
+    }
+
+    /// A plugin may ask about itself, and about all with `plugins.view`.
+    fn may_see(&self, caller: &Caller, name: &str) -> Result<(), Failure> {
+        match &caller.source {
+            Source::Plugin(plugin)
+                if plugin.as_str() != name
+                    && !self.gatekeeper.may_manage(plugin, Manage::ViewPlugins) =>
+            {
+                let error = security::Error::NotManaging(Box::new(NotGranted::of_management(
+                    plugin,
+                    "PluginManager/Get of another plugin",
+                    Manage::ViewPlugins,
+                )));
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn core_level(&self, level: Option<&str>) -> Result<String, Failure> {
@@ -109,21 +129,6 @@ fn deadline(caller: &Caller) -> Instant {
     caller
         .deadline
         .unwrap_or_else(|| Instant::now() + DEFAULT_TIMEOUT)
-}
-
-/// A plugin may ask about itself.
-fn own_or_operator(caller: &Caller, name: &str) -> Result<(), Failure> {
-    match &caller.source {
-        Source::Plugin(plugin) if plugin.as_str() != name => {
-            let error = security::Error::NotAllowed {
-                method: "PluginManager/Get of another plugin".to_owned(),
-                caller: format!("plugin \"{plugin}\""),
-                advice: "",
-            };
-            Err(error.into())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The lifecycle requests differ in their names only.
@@ -173,7 +178,7 @@ impl plugin_manager_server::PluginManager for Api {
     ) -> Result<Response<v1::PluginManagerGetResponse>, Status> {
         let caller = gate::caller(&request)?;
         let name = request.into_inner().name;
-        own_or_operator(&caller, &name).map_err(status::from_failure)?;
+        self.may_see(&caller, &name).map_err(status::from_failure)?;
         let info = self.manager.get(&name).map_err(status::from_failure)?;
         let mut info = plugins::info(info);
         let crashes = self.manager.crash_reports(&name);

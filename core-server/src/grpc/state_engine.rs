@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{BadField, duration, events, page_size, state};
 use super::{gate, status, unary};
 use crate::error::Failure;
-use crate::security::{Action, Caller, Gatekeeper};
+use crate::security::{Action, Caller, Gatekeeper, Reads};
 use crate::state_engine::{SetOptions, StateEngine, WatchItem, WatchRequest};
 use crate::task::TaskScope;
 use crate::types::{Revision, StateKey};
@@ -171,8 +171,10 @@ impl state_engine_server::StateEngine for Api {
         request: Request<v1::StateEngineWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = gate::caller(&request)?;
-        let open = |message: v1::StateEngineWatchRequest| {
+        let mut watched = Vec::new();
+        let mut open = |message: v1::StateEngineWatchRequest| {
             let patterns = events::patterns(&message.patterns)?;
+            watched.clone_from(&patterns);
             for pattern in &patterns {
                 self.gatekeeper
                     .authorize(&caller.source, Action::WatchState(pattern))?;
@@ -201,6 +203,8 @@ impl state_engine_server::StateEngine for Api {
                 },
             })
         });
-        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+        let lost = self.gatekeeper.loses(&caller.source, Reads::State, watched);
+        let items = super::granted_stream(items, &caller, &self.scope, lost);
+        Ok(Response::new(items))
     }
 }

@@ -16,6 +16,7 @@ use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper};
 use crate::storage::{Exporter, Importer, Namespace, OwnQuota, Storage};
 use crate::task::TaskScope;
+use crate::types::Source;
 
 /// Deadline of a backup, a check or a dropping that gives none.
 const LONG_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -115,6 +116,12 @@ impl storage_admin_server::StorageAdmin for Api {
         request: Request<v1::StorageAdminBackupRequest>,
     ) -> Result<Response<v1::StorageAdminBackupResponse>, Status> {
         long(request, async |caller, message| {
+            if matches!(caller.source, Source::Plugin(_)) && !message.path.is_empty() {
+                // It would write wherever the core may.
+                let why = "only operators choose where a backup goes; leave it empty".to_owned();
+                let field = "path";
+                return Err(BadField::Malformed { field, why }.into());
+            }
             let path = self.backup_path(message.path)?;
             let began = Instant::now();
             let deadline = deadline(&caller, LONG_TIMEOUT);

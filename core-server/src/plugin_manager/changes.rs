@@ -35,6 +35,12 @@ pub(super) fn difference(old: &Manifest, new: &Manifest) -> Difference {
         return Difference::Nothing;
     }
     aligned.autostart = old.autostart;
+    // Grants act at once, on what runs; but an environment is given at birth.
+    if aligned.permissions.env == old.permissions.env {
+        aligned.permissions.clone_from(&old.permissions);
+    }
+    aligned.granted.clone_from(&old.granted);
+    aligned.denied.clone_from(&old.denied);
     aligned.config_secrets.clone_from(&old.config_secrets);
     if *old == aligned {
         return Difference::Core;
@@ -79,6 +85,7 @@ mod tests {
 
     use super::super::{Command, Kind, OnLoss, RestartMode};
     use super::*;
+    use crate::config::Manage;
     use crate::security::Token;
 
     fn name(text: &str) -> PluginName {
@@ -120,6 +127,14 @@ mod tests {
             (lamp(), Difference::Nothing),
             (with(|m| m.autostart = false), Difference::Core),
             (
+                with(|m| m.permissions.manage.push(Manage::ReadLogs)),
+                Difference::Core,
+            ),
+            (
+                with(|m| m.denied.manage.push(Manage::ReadLogs)),
+                Difference::Core,
+            ),
+            (
                 with(|m| m.config_secrets = vec!["/port".to_owned()]),
                 Difference::Core,
             ),
@@ -133,7 +148,11 @@ mod tests {
             ),
             (with(|m| m.kind = command("/bin/other")), Difference::Run),
             (
-                with(|m| m.kind = Kind::Remote { token: token() }),
+                with(|m| {
+                    m.kind = Kind::Remote {
+                        token: Some(token()),
+                    }
+                }),
                 Difference::Run,
             ),
             (with(|m| m.kind = Kind::Embedded), Difference::Run),
@@ -173,7 +192,7 @@ mod tests {
     fn another_token_is_another_run() {
         let remote = |token: &Token| {
             let token = token.clone();
-            Manifest::new(name("lamp"), Kind::Remote { token })
+            Manifest::new(name("lamp"), Kind::Remote { token: Some(token) })
         };
         let (one, two) = (Token::random(), Token::random());
         assert_eq!(

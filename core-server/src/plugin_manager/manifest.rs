@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{Permissions, REDACTED};
-use crate::security::Token;
+use crate::security::{Effective, Granting, Token};
 use crate::supervisor::isolation::{ResourceLimits, Sandbox};
 use crate::types::PluginName;
 
@@ -40,6 +40,10 @@ pub struct Manifest {
     pub sandbox: Sandbox,
     /// What it asks for beyond its own area.
     pub permissions: Permissions,
+    /// What the operator grants beyond that.
+    pub granted: Permissions,
+    /// What the operator denies, whatever is granted.
+    pub denied: Permissions,
     /// The plugin's configuration, a JSON object, secrets resolved.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// Where in `config` secrets stand, as JSON pointers.
@@ -64,9 +68,17 @@ impl Manifest {
             limits: ResourceLimits::default(),
             sandbox: Sandbox::default(),
             permissions: Permissions::default(),
+            granted: Permissions::default(),
+            denied: Permissions::default(),
             config: serde_json::Map::new(),
             config_secrets: Vec::new(),
         }
+    }
+
+    /// What it may do.
+    #[must_use]
+    pub fn effective(&self, granting: Granting) -> Effective {
+        Effective::new(&self.permissions, &self.granted, &self.denied, granting)
     }
 
     /// The configuration as it may be shown: secrets replaced.
@@ -98,6 +110,8 @@ impl fmt::Debug for Manifest {
             .field("limits", &self.limits)
             .field("sandbox", &self.sandbox)
             .field("permissions", &self.permissions)
+            .field("granted", &self.granted)
+            .field("denied", &self.denied)
             .field("config", &self.redacted_config())
             .finish_non_exhaustive()
     }
@@ -108,10 +122,10 @@ impl fmt::Debug for Manifest {
 pub enum Kind {
     /// A child process.
     Process(Command),
-    /// Started by somebody else; identified by this token.
+    /// Started by somebody else; identified by this token, or by what `security::Access` gave it.
     Remote {
-        /// Its configured credential.
-        token: Token,
+        /// Its configured credential, if it has one.
+        token: Option<Token>,
     },
     /// Inside the core's process.
     Embedded,

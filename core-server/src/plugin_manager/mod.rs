@@ -164,6 +164,11 @@ enum Message {
         run: Arc<Run>,
         channel: ChannelId,
     },
+    Know {
+        add: Vec<Manifest>,
+        remove: Vec<PluginName>,
+        reply: oneshot::Sender<Result<Reloaded, Error>>,
+    },
     Reload {
         manifests: Vec<Manifest>,
         reply: oneshot::Sender<Result<Reloaded, Error>>,
@@ -334,6 +339,27 @@ impl PluginManager {
         let (reply, answer) = oneshot::channel();
         self.mailbox
             .send(Message::Reload { manifests, reply })
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// Makes remote plugins known that stand in no configuration, unless they are known, and lets go of
+    /// others, as [`Self::reload`] would. Nothing else changes.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    ///
+    /// # Cancel safety
+    /// As of [`Self::reload`].
+    pub async fn know(
+        &self,
+        add: Vec<Manifest>,
+        remove: Vec<PluginName>,
+    ) -> Result<Reloaded, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .send(Message::Know { add, remove, reply })
             .await
             .map_err(|_| Error::ShuttingDown)?;
         answer.await.unwrap_or(Err(Error::ShuttingDown))

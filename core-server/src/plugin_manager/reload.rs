@@ -156,7 +156,33 @@ impl Worker {
         manifests: Vec<Manifest>,
         reply: oneshot::Sender<Result<Reloaded, Error>>,
     ) {
-        match self.apply(manifests) {
+        let applied = self.apply(manifests, Retries::Yes);
+        self.answer_when_done(applied, reply);
+    }
+
+    /// Makes remote plugins known that have only a credential, and lets go of those that have none any
+    /// more. Everything else stays as it is.
+    pub(super) fn know(
+        &mut self,
+        add: Vec<Manifest>,
+        remove: &[PluginName],
+        reply: oneshot::Sender<Result<Reloaded, Error>>,
+    ) {
+        let there = self.plugins.values().filter(|plugin| !plugin.leaving);
+        let stay = there
+            .map(|plugin| plugin.newest().clone())
+            .filter(|manifest| !remove.contains(&manifest.name));
+        let manifests = stay.chain(add).collect();
+        let applied = self.apply(manifests, Retries::No);
+        self.answer_when_done(applied, reply);
+    }
+
+    fn answer_when_done(
+        &mut self,
+        applied: Result<Reloading, Error>,
+        reply: oneshot::Sender<Result<Reloaded, Error>>,
+    ) {
+        match applied {
             Err(error) => drop(reply.send(Err(error))),
             Ok(reloading) => {
                 self.reloads.push(Pending { reloading, reply });
@@ -165,7 +191,7 @@ impl Worker {
         }
     }
 
-    fn apply(&mut self, manifests: Vec<Manifest>) -> Result<Reloading, Error> {
+    fn apply(&mut self, manifests: Vec<Manifest>, retries: Retries) -> Result<Reloading, Error> {
         if self.shutdown.is_some() {
             return Err(Error::ShuttingDown);
         }
@@ -179,7 +205,7 @@ impl Worker {
             .collect();
         let waits = |name: &PluginName| {
             let plugin = self.plugins.get(name);
-            plugin.is_some_and(Plugin::waits_after_failure)
+            retries == Retries::Yes && plugin.is_some_and(Plugin::waits_after_failure)
         };
         let changes = changes(&old, &new, waits);
         let graph = self.graph_with(&new);
@@ -349,8 +375,10 @@ impl Worker {
         self.graph
             .set(name.clone(), plugin.requires.iter().cloned());
         match &plugin.manifest.kind {
-            Kind::Remote { token } => self.work.credentials.set_static(&name, token),
-            Kind::Process(_) | Kind::Embedded => self.work.credentials.remove_static(&name),
+            Kind::Remote { token: Some(token) } => self.work.credentials.set_static(&name, token),
+            Kind::Remote { token: None } | Kind::Process(_) | Kind::Embedded => {
+                self.work.credentials.remove_static(&name);
+            }
         }
         let settings = plugin.settings();
         let why = (reason, why.to_owned());
@@ -360,9 +388,10 @@ impl Worker {
 
     /// What follows from the manifests in force as a whole: permissions, bars, dependencies.
     pub(super) fn spread(&mut self) {
+        let granting = self.work.gatekeeper.policy().granting;
         let permissions = self.plugins.values().map(|plugin| {
             let manifest = &plugin.manifest;
-            (manifest.name.clone(), manifest.permissions.clone())
+            (manifest.name.clone(), manifest.effective(granting))
         });
         self.work.gatekeeper.set_permissions(permissions.collect());
         let names: Vec<_> = self.plugins.keys().cloned().collect();
@@ -423,6 +452,13 @@ impl Worker {
         self.spread();
         true
     }
+}
+
+/// Whether plugins that wait after a failure are tried now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retries {
+    Yes,
+    No,
 }
 
 /// Whether a change is done, or waits for the plugin's answer to an offer of this revision.

@@ -168,7 +168,7 @@ impl Worker {
     /// Makes a plugin known; nothing of it runs yet.
     pub(super) fn install(&mut self, manifest: Manifest, now: Instant) {
         let name = manifest.name.clone();
-        if let Kind::Remote { token } = &manifest.kind {
+        if let Kind::Remote { token: Some(token) } = &manifest.kind {
             self.work.credentials.set_static(&name, token);
         }
         let wanted = self.wanted(&manifest);
@@ -291,6 +291,7 @@ impl Worker {
             }
             Message::ChannelLost { run, channel } => self.channel_lost(&run, channel),
             Message::Reload { manifests, reply } => self.reload(manifests, reply),
+            Message::Know { add, remove, reply } => self.know(add, &remove, reply),
             Message::Upgrade {
                 manifest,
                 record,

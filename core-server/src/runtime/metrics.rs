@@ -108,6 +108,10 @@ impl Sources {
                 read(&gate.unauthenticated),
             ),
             counter("security_denied_total", read(&gate.denied)),
+            counter(
+                "security_would_be_denied_total",
+                read(&gate.would_be_denied),
+            ),
             counter("channel_requests_total", read(&self.channels.requests)),
             counter("channel_put_off_total", read(&self.channels.put_off)),
             counter(

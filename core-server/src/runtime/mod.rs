@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,27 +22,32 @@ use crate::files::DirectoryLock;
 use crate::grpc::{self, Information};
 use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
-use crate::security::{Credentials, Gatekeeper};
+use crate::security::{Audit, Credentials, Gatekeeper, Policy};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
-use crate::storage::{self, Storage, StorageAdapter};
+use crate::storage::{Storage, StorageAdapter};
 use crate::supervisor::custody::Custody;
-use crate::task::TaskScope;
+use crate::task::{TaskScope, blocking};
 use crate::transport::{self, Role, Server, SocketFiles, Supervised};
-use crate::types::{BadPluginName, PluginName};
+use crate::types::PluginName;
 use announcements::Announcements;
 pub use builder::Builder;
 use builder::WholeProcess;
+pub use error::Error;
 pub use program::{CallError, PublishError};
 pub use reload::{Loader, ReloadError, UpgradeError};
-use reload::{Reloader, with_embedded};
+use reload::{Reloader, with_embedded, with_enrolled};
+
+pub(crate) use tls::make_certificates;
 
 mod announcements;
 mod builder;
+mod error;
 mod metrics;
 mod program;
 mod reload;
 mod settings;
+mod tls;
 
 /// Time kept back from the shutdown's for closing the storage.
 const STORAGE_SHARE: Duration = Duration::from_secs(1);
@@ -51,34 +56,6 @@ const CONNECTIONS_SHARE: Duration = Duration::from_millis(500);
 
 /// Without grace, time to notice that what was killed is gone.
 const REAPING_SHARE: Duration = Duration::from_millis(500);
-
-/// Why the runtime cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The storage cannot be opened.
-    #[error("cannot open the storage")]
-    Storage(#[source] storage::OpenError),
-    /// The data directory is another core's, or cannot be had.
-    #[error(
-        "the data directory {} cannot be used; stop whoever uses it, or give this core a data_dir of its own",
-        path.display()
-    )]
-    DataDirectory {
-        /// Which.
-        path: PathBuf,
-        /// Who uses it, or what is wrong.
-        source: io::Error,
-    },
-    /// It cannot listen.
-    #[error(transparent)]
-    Listen(#[from] transport::Error),
-    /// The system gives no threads.
-    #[error("threads cannot be started")]
-    Threads(#[source] io::Error),
-    /// An embedded plugin cannot be one.
-    #[error("a plugin of this program cannot be embedded")]
-    EmbeddedName(#[from] BadPluginName),
-}
 
 /// How a shutdown went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +88,7 @@ pub struct Runtime {
     server: Server<grpc::Routes>,
     sockets: SocketFiles,
     tcp: Vec<SocketAddr>,
+    tls: Vec<SocketAddr>,
     shutdown_timeout: Duration,
     health: HealthReporter,
     reloader: Reloader,
@@ -164,7 +142,6 @@ impl Runtime {
             log,
         } = builder;
         let (bare, embedded) = embed(embedded)?;
-        let manifests = with_embedded(config.plugins.clone(), &bare);
         let limits = &config.limits;
         let storage = open_storage(&config, adapter).await?;
         let data_directory = keep_data_directory(&config)?;
@@ -173,9 +150,26 @@ impl Runtime {
         let router = Router::new(settings::routing(limits), registry.clone());
         let state = StateEngine::new(settings::state_engine(limits));
         let (credentials, runs) = (Credentials::default(), Runs::default());
+        let (tls_listeners, tls_addresses) = tls::bind_all(&config.listen.tls).await?;
+        let (prepared, access) = {
+            let (config, credentials) = (config.clone(), credentials.clone());
+            let bound = tls_addresses.clone();
+            blocking(move || tls::open_access(&config, &bound, credentials)).await?
+        };
+        let audit = Audit::start(&tls::directory(&config)).map_err(Error::Threads)?;
+        let policy = Policy {
+            granting: config.security.granting,
+            mode: config.security.mode,
+            audit: audit.clone(),
+        };
+        let manifests = with_embedded(config.plugins.clone(), &bare);
+        let manifests = with_enrolled(manifests, &access);
         let permissions = manifests
             .iter()
-            .map(|manifest| (manifest.name.clone(), manifest.permissions.clone()))
+            .map(|manifest| {
+                let effective = manifest.effective(config.security.granting);
+                (manifest.name.clone(), effective)
+            })
             .collect::<HashMap<_, _>>();
         let own_user = rustix::process::geteuid().as_raw();
         let operators = config.operators.iter().copied().chain([own_user]);
@@ -184,6 +178,7 @@ impl Runtime {
             runs.clone(),
             permissions,
             operators.clone(),
+            policy,
         );
         let scopes = Scopes {
             connections: TaskScope::new(),
@@ -193,14 +188,7 @@ impl Runtime {
         };
 
         let unix = transport::bind_unix(&config.listen.runtime_dir, !config.operators.is_empty())?;
-        let mut tcp = Vec::new();
-        for address in &config.listen.tcp {
-            tcp.push(transport::bind_tcp(*address).await?);
-        }
-        let tcp_addresses: Vec<_> = tcp
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect();
+        let (tcp, tcp_addresses) = tls::bind_all(&config.listen.tcp).await?;
 
         // The server and the manager need each other: plugins inside the process connect through
         // the server, the server's channels belong to the manager.
@@ -225,7 +213,14 @@ impl Runtime {
                 custody: custody.clone(),
             },
         );
-        let reloader = Reloader::new(manager.clone(), bare, config.clone(), loader);
+        let reloader = Reloader::new(
+            manager.clone(),
+            bare,
+            config.clone(),
+            loader,
+            access.clone(),
+            prepared.clone(),
+        );
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {
             bus: bus.clone(),
@@ -246,6 +241,7 @@ impl Runtime {
                 .map(|path| format!("unix:{}", path.display()))
                 .into_iter()
                 .chain(tcp_addresses.iter().map(SocketAddr::to_string))
+                .chain(tls_addresses.iter().map(|address| format!("tls:{address}")))
                 .collect(),
             insecure_plaintext: config.listen.insecure_plaintext,
             storage: (storage_info.name.to_owned(), storage_info.location.clone()),
@@ -262,6 +258,9 @@ impl Runtime {
             manager: manager.clone(),
             reload: reloader.as_rpc(),
             upgrade: reloader.upgrade_as_rpc(),
+            access,
+            audit,
+            make_known: reloader.make_known_as_rpc(),
             gatekeeper: gatekeeper.clone(),
             scope: scopes.streams.clone(),
             limits: limits.clone(),
@@ -303,6 +302,11 @@ impl Runtime {
         server.serve_unix(unix.operators, Role::Operators);
         tcp.into_iter()
             .for_each(|listener| server.serve_tcp(listener));
+        for (listener, tls) in tls_listeners.into_iter().zip(std::iter::repeat(&prepared)) {
+            if let Some(tls) = tls {
+                server.serve_tls(listener, tls.clone());
+            }
+        }
         let parts = Parts {
             bus,
             registry,
@@ -320,6 +324,7 @@ impl Runtime {
             server,
             sockets: unix.files,
             tcp: tcp_addresses,
+            tls: tls_addresses,
             shutdown_timeout: config.shutdown_timeout,
             health,
             reloader,
@@ -375,6 +380,12 @@ impl Runtime {
     #[must_use]
     pub fn tcp_addresses(&self) -> &[SocketAddr] {
         &self.tcp
+    }
+
+    /// TCP addresses where it speaks TLS, with the ports that were taken.
+    #[must_use]
+    pub fn tls_addresses(&self) -> &[SocketAddr] {
+        &self.tls
     }
 
     /// Serves a connection that the program accepted by itself, over a tunnel or a simulated network, as
@@ -523,15 +534,7 @@ async fn open_storage(
         Storage::open(adapter, &settings)
     };
     // Opening reads and may migrate a database: not on the runtime's own threads.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "before the runtime's parts exist"
-    )]
-    let opened = tokio::task::spawn_blocking(open).await;
-    match opened {
-        Ok(opened) => opened.map_err(Error::Storage),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    blocking(open).await.map_err(Error::Storage)
 }
 
 /// Opens in-memory connections once there is a server.

@@ -11,7 +11,10 @@ use tokio::time::Instant;
 use crate::config::{self, Candidate, Config, Loaded, UpgradeSource, needs_restart};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::grpc;
-use crate::plugin_manager::{self, Manifest, PluginInfo, PluginManager, Reloaded};
+use crate::plugin_manager::{self, Kind, Manifest, PluginInfo, PluginManager, Reloaded};
+use crate::security::Access;
+use crate::task::blocking;
+use crate::transport;
 use crate::types::PluginName;
 
 /// Reads the configuration as it was read at the start, with an upgrade in force that somebody asks for.
@@ -119,6 +122,11 @@ struct Inner {
     /// The configuration of the start: what cannot change is still as it says.
     started_with: Config,
     loader: Option<Loader>,
+    access: Access,
+    /// What is shown to whoever connects with TLS.
+    tls: Option<transport::Tls>,
+    /// The plugins of the configuration that was taken last.
+    configured: parking_lot::Mutex<Vec<Manifest>>,
     /// One change at a time: what is read must be handed over before anything is read again.
     turn: Mutex<()>,
 }
@@ -135,12 +143,18 @@ impl Reloader {
         embedded: Vec<Manifest>,
         started_with: Config,
         loader: Option<Loader>,
+        access: Access,
+        tls: Option<transport::Tls>,
     ) -> Self {
+        let configured = parking_lot::Mutex::new(started_with.plugins.clone());
         let inner = Inner {
             manager,
             embedded,
             started_with,
             loader,
+            access,
+            tls,
+            configured,
             turn: Mutex::default(),
         };
         Self {
@@ -167,8 +181,14 @@ impl Reloader {
 
     async fn apply(&self, config: Config, warnings: Vec<String>) -> Result<Reloaded, ReloadError> {
         let needs_restart = needs_restart(&self.inner.started_with, &config);
-        let manifests = with_embedded(config.plugins, &self.inner.embedded);
-        let reloaded = self.inner.manager.reload(manifests).await?;
+        let mut warnings = warnings;
+        if let Some(tls) = self.inner.tls.clone()
+            && let Err(error) = blocking(move || tls.reload()).await
+        {
+            let why = crate::error::chain(&error);
+            warnings.push(format!("the TLS certificate before is kept: {why}"));
+        }
+        let reloaded = self.take(config.plugins).await?;
         let reloaded = Reloaded {
             needs_restart,
             warnings,
@@ -176,6 +196,61 @@ impl Reloader {
         };
         say(&reloaded);
         Ok(reloaded)
+    }
+
+    /// Has the manager take the plugins of a configuration, those of this program, and those that only
+    /// have a credential.
+    async fn take(&self, configured: Vec<Manifest>) -> Result<Reloaded, plugin_manager::Error> {
+        let manifests = with_embedded(configured.clone(), &self.inner.embedded);
+        let manifests = with_enrolled(manifests, &self.inner.access);
+        let reloaded = self.inner.manager.reload(manifests).await?;
+        *self.inner.configured.lock() = configured;
+        Ok(reloaded)
+    }
+
+    /// Makes plugins known that have got a credential, and forgets those that have none any more. Nothing
+    /// else changes.
+    pub(super) async fn make_known(&self) -> Result<(), ReloadError> {
+        let _turn = self.inner.turn.lock().await;
+        let known: std::collections::BTreeSet<_> = self
+            .inner
+            .manager
+            .list()
+            .iter()
+            .map(|info| info.name.clone())
+            .collect();
+        let configured = self.inner.configured.lock().clone();
+        let configured = with_embedded(configured, &self.inner.embedded);
+        let is_configured = |name: &PluginName| configured.iter().any(|one| one.name == *name);
+        let enrolled = self.inner.access.plugins();
+        let remove: Vec<_> = known
+            .iter()
+            .filter(|name| !is_configured(name) && !enrolled.contains(*name))
+            .cloned()
+            .collect();
+        let add: Vec<_> = enrolled
+            .into_iter()
+            .filter(|name| !is_configured(name))
+            .map(enrolled_manifest)
+            .collect();
+        if remove.is_empty() && add.is_empty() {
+            return Ok(());
+        }
+        // Also of those that are known: one may be on its way out.
+        let reloaded = self.inner.manager.know(add, remove).await?;
+        if !reloaded.changes.is_empty() {
+            say(&reloaded);
+        }
+        Ok(())
+    }
+
+    /// As the gRPC shell takes it.
+    pub(super) fn make_known_as_rpc(&self) -> grpc::MakeKnown {
+        let reloader = self.clone();
+        Arc::new(move || {
+            let reloader = reloader.clone();
+            async move { reloader.make_known().await.map_err(Failure::from) }.boxed()
+        })
     }
 
     /// Puts another version in a plugin's place; see [`PluginManager::upgrade`].
@@ -250,6 +325,22 @@ pub(super) fn with_embedded(mut manifests: Vec<Manifest>, embedded: &[Manifest])
     manifests
 }
 
+/// Those, and the plugins that only have a credential: remote ones, with their own area. In order of name.
+pub(super) fn with_enrolled(mut manifests: Vec<Manifest>, access: &Access) -> Vec<Manifest> {
+    for name in access.plugins() {
+        if !manifests.iter().any(|manifest| manifest.name == name) {
+            manifests.push(enrolled_manifest(name));
+        }
+    }
+    manifests.sort_by(|one, other| one.name.cmp(&other.name));
+    manifests
+}
+
+/// Of a plugin that only has a credential.
+fn enrolled_manifest(name: PluginName) -> Manifest {
+    Manifest::new(name, Kind::Remote { token: None })
+}
+
 /// Whoever reads the log learns the same as whoever asked.
 fn say(reloaded: &Reloaded) {
     for change in &reloaded.changes {
@@ -270,14 +361,4 @@ fn say(reloaded: &Reloaded) {
             "configuration reloaded; these settings need a restart of the core: {settings}"
         );
     }
-}
-
-/// Runs what reads files beside the runtime's own threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "reading the configuration blocks, and no part of the runtime does it"
-    )]
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

@@ -51,6 +51,7 @@ pub(super) fn http2(limits: &Limits) -> Http2 {
         max_connections: limits.connections,
         max_unidentified: limits.connections_unidentified,
         max_concurrent_streams: u32::try_from(limits.streams_per_connection).unwrap_or(u32::MAX),
+        handshake_timeout: limits.handshake_timeout,
         preface_timeout: limits.preface_timeout,
         ..Http2::default()
     }

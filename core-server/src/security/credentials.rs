@@ -1,13 +1,15 @@
 //! Tokens: 32 random bytes per run for children and embedded plugins, configured ones for remote
-//! plugins. Only hashes are kept.
+//! plugins, and those made at run time; certificates by their digest. Only hashes are kept.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::types::{PluginName, RunId};
 
@@ -56,8 +58,11 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Whom a token speaks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// SHA-256 of a secret, or of a certificate in DER.
+pub type Digest = [u8; 32];
+
+/// Whom a credential speaks for, if it is a plugin's.
+#[derive(Clone, Debug)]
 pub struct Credential {
     /// The plugin.
     pub plugin: PluginName,
@@ -65,13 +70,94 @@ pub struct Credential {
     pub run: Option<RunId>,
     /// The user that the peer of a unix socket must have.
     pub uid: Option<u32>,
+    /// Its name, if somebody made it at run time.
+    pub id: Option<Arc<str>>,
+    /// Cancelled when the credential is worth nothing any more.
+    pub revoked: CancellationToken,
 }
 
-/// The tokens in force. Cheap to clone.
+impl Credential {
+    /// A remote plugin's.
+    #[must_use]
+    pub fn of_remote(plugin: &PluginName) -> Self {
+        Self {
+            plugin: plugin.clone(),
+            run: None,
+            uid: None,
+            id: None,
+            revoked: CancellationToken::new(),
+        }
+    }
+}
+
+/// Whether both speak for the same.
+impl PartialEq for Credential {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.plugin, &self.run, self.uid, &self.id)
+            == (&other.plugin, &other.run, other.uid, &other.id)
+    }
+}
+
+impl Eq for Credential {}
+
+/// An operator's token, without the secret.
+#[derive(Clone, Debug)]
+pub struct OperatorToken {
+    /// Its name.
+    pub id: Arc<str>,
+    /// Cancelled when it is worth nothing any more.
+    pub revoked: CancellationToken,
+}
+
+/// Whom a credential speaks for.
+#[derive(Clone, Debug)]
+pub enum Holder {
+    /// A plugin.
+    Plugin(Credential),
+    /// A person or tool with the operator's rights.
+    Operator(OperatorToken),
+}
+
+impl Holder {
+    fn revoked(&self) -> &CancellationToken {
+        match self {
+            Self::Plugin(credential) => &credential.revoked,
+            Self::Operator(token) => &token.revoked,
+        }
+    }
+
+    fn id(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Plugin(credential) => credential.id.as_ref(),
+            Self::Operator(token) => Some(&token.id),
+        }
+    }
+}
+
+/// What a presented credential is worth.
+#[derive(Clone, Debug)]
+pub enum Worth {
+    /// It is good.
+    Good(Holder),
+    /// It expired then.
+    Expired(Holder, SystemTime),
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    holder: Holder,
+    /// `None`: never, or not judged.
+    expires_at: Option<SystemTime>,
+}
+
+/// The credentials in force. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    /// By hash. Short lock: no await inside.
-    by_hash: Arc<RwLock<HashMap<[u8; 32], Credential>>>,
+    /// Tokens by the hash of the secret, certificates by their digest: neither can be mistaken for the
+    /// other, since one is looked for in metadata and the other in the handshake. Short locks: no await
+    /// inside.
+    tokens: Arc<RwLock<HashMap<Digest, Held>>>,
+    certificates: Arc<RwLock<HashMap<Digest, Held>>>,
 }
 
 impl Credentials {
@@ -80,51 +166,147 @@ impl Credentials {
     pub fn issue(&self, plugin: &PluginName, run: &RunId, uid: Option<u32>) -> Token {
         let token = Token::random();
         let credential = Credential {
-            plugin: plugin.clone(),
             run: Some(run.clone()),
             uid,
+            ..Credential::of_remote(plugin)
         };
-        self.by_hash
-            .write()
-            .insert(hash(token.reveal()), credential);
+        self.hold(hash(token.reveal()), Holder::Plugin(credential), None);
         token
     }
 
     /// Ends the tokens of a run.
     pub fn revoke_run(&self, run: &RunId) {
-        self.by_hash
-            .write()
-            .retain(|_, credential| credential.run.as_ref() != Some(run));
+        self.end_tokens(|holder| match holder {
+            Holder::Plugin(credential) => credential.run.as_ref() == Some(run),
+            Holder::Operator(_) => false,
+        });
     }
 
     /// Makes `token` the only configured token of a remote plugin.
     pub fn set_static(&self, plugin: &PluginName, token: &Token) {
-        let mut by_hash = self.by_hash.write();
-        by_hash.retain(|_, credential| credential.run.is_some() || credential.plugin != *plugin);
-        let credential = Credential {
-            plugin: plugin.clone(),
-            run: None,
-            uid: None,
-        };
-        by_hash.insert(hash(token.reveal()), credential);
+        let digest = hash(token.reveal());
+        if !self.is_static(&digest, plugin) {
+            self.remove_static(plugin);
+            self.hold(digest, Holder::Plugin(Credential::of_remote(plugin)), None);
+        }
+    }
+
+    fn is_static(&self, digest: &Digest, plugin: &PluginName) -> bool {
+        let tokens = self.tokens.read();
+        let held = tokens.get(digest);
+        held.is_some_and(|held| is_configured(&held.holder, plugin))
     }
 
     /// Ends the configured token of a plugin, if it has one.
     pub fn remove_static(&self, plugin: &PluginName) {
-        self.by_hash
-            .write()
-            .retain(|_, credential| credential.run.is_some() || credential.plugin != *plugin);
+        self.end_tokens(|holder| is_configured(holder, plugin));
     }
 
-    /// Whom a presented token speaks for.
+    /// Takes a token that somebody made at run time, or that was kept, by its hash.
+    pub fn hold_token(&self, digest: Digest, holder: Holder, expires_at: Option<SystemTime>) {
+        self.hold(digest, holder, expires_at);
+    }
+
+    /// Takes a certificate that was issued, by its digest.
+    pub fn hold_certificate(&self, digest: Digest, holder: Holder, expires_at: Option<SystemTime>) {
+        let held = Held { holder, expires_at };
+        self.certificates.write().insert(digest, held);
+    }
+
+    /// Ends what has this name.
+    pub fn revoke(&self, id: &str) {
+        let is_it = |holder: &Holder| holder.id().is_some_and(|known| **known == *id);
+        self.end_tokens(is_it);
+        end(&self.certificates, is_it);
+    }
+
+    fn hold(&self, digest: Digest, holder: Holder, expires_at: Option<SystemTime>) {
+        let held = Held { holder, expires_at };
+        self.tokens.write().insert(digest, held);
+    }
+
+    fn end_tokens(&self, is_over: impl Fn(&Holder) -> bool) {
+        end(&self.tokens, is_over);
+    }
+
+    /// What a presented token is worth; `None`: it is none.
+    #[must_use]
+    pub fn token(&self, presented: &str, now: SystemTime) -> Option<Worth> {
+        find(&self.tokens, &hash(presented.trim()), now)
+    }
+
+    /// What a certificate is worth that was proven in a handshake; `None`: it was not issued by this
+    /// core, or was revoked.
+    #[must_use]
+    pub fn certificate(&self, digest: &Digest, now: SystemTime) -> Option<Worth> {
+        find(&self.certificates, digest, now)
+    }
+
+    /// Whether a plugin has a certificate that is good now.
+    #[must_use]
+    pub fn has_certificate(&self, plugin: &PluginName, now: SystemTime) -> bool {
+        self.certificates.read().values().any(|held| {
+            let is_its = matches!(&held.holder, Holder::Plugin(one) if one.plugin == *plugin);
+            is_its && held.expires_at.is_none_or(|at| at > now)
+        })
+    }
+
+    /// Whom a plugin's token speaks for.
+    #[cfg(test)]
     #[must_use]
     pub fn verify(&self, presented: &str) -> Option<Credential> {
-        let presented = hash(presented.trim());
-        let by_hash = self.by_hash.read();
-        // The look-up leaks timing of a hash only; the comparison of what it finds is constant-time.
-        let (held, credential) = by_hash.get_key_value(&presented)?;
-        bool::from(held.as_slice().ct_eq(presented.as_slice())).then(|| credential.clone())
+        match self.token(presented, SystemTime::now())? {
+            Worth::Good(Holder::Plugin(credential)) => Some(credential),
+            _ => None,
+        }
     }
+}
+
+fn is_configured(holder: &Holder, plugin: &PluginName) -> bool {
+    match holder {
+        Holder::Plugin(credential) => {
+            credential.run.is_none() && credential.id.is_none() && credential.plugin == *plugin
+        }
+        Holder::Operator(_) => false,
+    }
+}
+
+/// Ends some of them, and what was opened with them.
+fn end(held: &RwLock<HashMap<Digest, Held>>, is_over: impl Fn(&Holder) -> bool) {
+    let mut over = Vec::new();
+    held.write().retain(|_, held| {
+        let ends = is_over(&held.holder);
+        if ends {
+            over.push(held.holder.revoked().clone());
+        }
+        !ends
+    });
+    // Outside the lock: it wakes others.
+    over.iter().for_each(CancellationToken::cancel);
+}
+
+fn find(
+    held: &RwLock<HashMap<Digest, Held>>,
+    presented: &Digest,
+    now: SystemTime,
+) -> Option<Worth> {
+    let held = held.read();
+    // The look-up leaks timing of a hash only; the comparison of what it finds is constant-time.
+    let (digest, held) = held.get_key_value(presented)?;
+    if !bool::from(digest.as_slice().ct_eq(presented.as_slice())) {
+        return None;
+    }
+    let holder = held.holder.clone();
+    Some(match held.expires_at {
+        Some(at) if at <= now => Worth::Expired(holder, at),
+        _ => Worth::Good(holder),
+    })
+}
+
+/// The hash under which a secret is kept.
+#[must_use]
+pub fn digest_of(token: &Token) -> Digest {
+    hash(token.reveal())
 }
 
 fn hash(secret: &str) -> [u8; 32] {
@@ -148,13 +330,14 @@ mod tests {
         assert_eq!(
             credential,
             Credential {
-                plugin: lamp(),
                 run: Some(run.clone()),
-                uid: Some(7)
+                uid: Some(7),
+                ..Credential::of_remote(&lamp())
             }
         );
         credentials.revoke_run(&run);
         assert_eq!(credentials.verify(token.reveal()), None);
+        assert!(credential.revoked.is_cancelled(), "whoever used it is told");
     }
 
     #[test]
@@ -181,6 +364,36 @@ mod tests {
         credentials.remove_static(&lamp());
         assert_eq!(credentials.verify(token.reveal()), None);
         assert!(credentials.verify(own.reveal()).is_some(), "a run's stays");
+    }
+
+    #[test]
+    fn what_was_made_at_run_time_ends_by_its_name_and_by_its_time() {
+        let credentials = Credentials::default();
+        let (configured, made) = (Token::random(), Token::random());
+        credentials.set_static(&lamp(), &configured);
+        let holder = |id: &str| {
+            Holder::Plugin(Credential {
+                id: Some(id.into()),
+                ..Credential::of_remote(&lamp())
+            })
+        };
+        let at = |second| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+        credentials.hold_token(digest_of(&made), holder("a"), Some(at(100)));
+        credentials.hold_certificate([7; 32], holder("b"), Some(at(100)));
+        // Another configured token leaves it alone.
+        credentials.set_static(&lamp(), &Token::random());
+        let worth = |now| credentials.token(made.reveal(), now);
+        assert!(matches!(worth(at(99)), Some(Worth::Good(_))));
+        assert!(matches!(worth(at(100)), Some(Worth::Expired(_, since)) if since == at(100)));
+        let Some(Worth::Good(Holder::Plugin(live))) = credentials.certificate(&[7; 32], at(1))
+        else {
+            panic!("it is good");
+        };
+        credentials.revoke("b");
+        assert!(live.revoked.is_cancelled() && credentials.certificate(&[7; 32], at(1)).is_none());
+        assert!(worth(at(1)).is_some());
+        credentials.revoke("a");
+        assert!(worth(at(1)).is_none());
     }
 
     #[test]

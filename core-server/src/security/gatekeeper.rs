@@ -5,135 +5,23 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::credentials::{Credential, Credentials};
+use super::audit;
+use super::credentials::{Credential, Credentials, Holder, OperatorToken, Worth};
+use super::grants::{Effective, Mode, Verdict};
 use super::identity::{Caller, Peer, Principal};
-use super::permissions::{Action, Denied, Needs, NotGranted, Rule, allows, reserved, rule_of};
+use super::permissions::{Action, Denied, Needs, NotGranted, Rule, part_of, reserved, rule_of};
+use super::policy::{Policy, Reads};
+use super::refusal::{Error, expired, shortened};
 use crate::channel::{CallerSlots, Run, Runs};
-use crate::config::Permissions;
-use crate::error::{Classify, ErrorKind, Reason};
-use crate::types::{BadCause, Cause, PluginName, Source};
-
-/// Why a request was not admitted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// There is no credential where one is needed.
-    #[error(
-        "{method} needs a credential: send the metadata `authorization: Bearer <token>`; a child process has its token in CORE_TOKEN"
-    )]
-    NoCredential {
-        /// What was asked for.
-        method: String,
-    },
-    /// Unknown, revoked, or of an ended run.
-    #[error("the token is not valid: it is unknown, or its run has ended")]
-    BadCredential,
-    /// The peer's user is not the one the token was made for.
-    #[error("the token was made for another user")]
-    WrongUser,
-    /// The peer of the operator socket is no operator.
-    #[error("uid {uid} is not an operator of this core; add it to `operators` in core.toml")]
-    NotOperator {
-        /// The peer's user.
-        uid: u32,
-    },
-    /// A plugin's process came through the operator socket.
-    #[error("processes of a plugin may not use the operator socket; use CORE_ADDR and CORE_TOKEN")]
-    SupervisedPeer,
-    /// This kind of caller may not use this RPC.
-    #[error("{caller} may not use {method}{advice}")]
-    NotAllowed {
-        /// What was asked for.
-        method: String,
-        /// Who asked.
-        caller: String,
-        /// Where it is to be had.
-        advice: &'static str,
-    },
-    /// The plugin has no live channel.
-    #[error("plugin \"{plugin}\" has no live channel: open one (PluginChannel.Open) first")]
-    NoRun {
-        /// Which.
-        plugin: PluginName,
-    },
-    /// The request names an ended run.
-    #[error("run {run} of plugin \"{plugin}\" has ended; use the run of the latest Welcome")]
-    StaleRun {
-        /// Which plugin.
-        plugin: PluginName,
-        /// Which run, as it was sent.
-        run: String,
-    },
-    /// `core-parent` cannot be read.
-    #[error(transparent)]
-    BadParent(#[from] BadCause),
-}
-
-impl Error {
-    /// Whether the caller is known all the same: the credential was valid, the request was not.
-    #[must_use]
-    pub fn is_told_to_somebody_known(&self) -> bool {
-        match self {
-            Self::NotAllowed { .. }
-            | Self::NoRun { .. }
-            | Self::StaleRun { .. }
-            | Self::BadParent(_) => true,
-            Self::NoCredential { .. }
-            | Self::BadCredential
-            | Self::WrongUser
-            | Self::NotOperator { .. }
-            | Self::SupervisedPeer => false,
-        }
-    }
-}
-
-impl Classify for Error {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoCredential { .. } | Self::BadCredential | Self::WrongUser => {
-                ErrorKind::Unauthenticated
-            }
-            Self::NotOperator { .. } | Self::SupervisedPeer | Self::NotAllowed { .. } => {
-                ErrorKind::PermissionDenied
-            }
-            Self::NoRun { .. } | Self::StaleRun { .. } => ErrorKind::FailedPrecondition,
-            Self::BadParent(_) => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn reason(&self) -> Reason {
-        match self {
-            Self::NoCredential { .. } | Self::BadCredential | Self::WrongUser => {
-                Reason::BadCredential
-            }
-            Self::NotOperator { .. } | Self::SupervisedPeer | Self::NotAllowed { .. } => {
-                Reason::NotAllowed
-            }
-            Self::NoRun { .. } => Reason::NoRun,
-            Self::StaleRun { .. } => Reason::StaleRun,
-            Self::BadParent(_) => Reason::BadField,
-        }
-    }
-
-    fn metadata(&self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::NoCredential { method } => vec![("method", method.clone())],
-            Self::NotAllowed { method, caller, .. } => {
-                vec![("method", method.clone()), ("caller", caller.clone())]
-            }
-            Self::NoRun { plugin } => vec![("plugin", plugin.to_string())],
-            Self::StaleRun { plugin, run } => {
-                vec![("plugin", plugin.to_string()), ("run", run.clone())]
-            }
-            Self::BadParent(_) => vec![("field", "core-parent".to_owned())],
-            Self::BadCredential | Self::WrongUser | Self::SupervisedPeer => Vec::new(),
-            Self::NotOperator { uid } => vec![("uid", uid.to_string())],
-        }
-    }
-}
+use crate::config::Manage;
+use crate::error::{Classify as _, ErrorKind};
+use crate::types::{Cause, Pattern, PluginName, Source};
 
 /// What a request carries of its caller, out of its metadata.
 #[derive(Clone, Debug, Default)]
@@ -168,6 +56,8 @@ pub struct Stats {
     pub unauthenticated: AtomicU64,
     /// Requests of known callers that were not allowed.
     pub denied: AtomicU64,
+    /// Uses that were allowed in audit mode only.
+    pub would_be_denied: AtomicU64,
 }
 
 /// The authorisation point. Cheap to clone.
@@ -180,7 +70,10 @@ pub struct Gatekeeper {
 struct Inner {
     credentials: Credentials,
     runs: Runs,
-    permissions: ArcSwap<HashMap<PluginName, Permissions>>,
+    permissions: ArcSwap<HashMap<PluginName, Effective>>,
+    /// Rises with each change of them, after it is in force.
+    changed: watch::Sender<u64>,
+    policy: Policy,
     /// Users who may act as operators.
     operators: HashSet<u32>,
     operator_slots: Arc<CallerSlots>,
@@ -194,13 +87,16 @@ impl Gatekeeper {
     pub fn new(
         credentials: Credentials,
         runs: Runs,
-        permissions: HashMap<PluginName, Permissions>,
+        permissions: HashMap<PluginName, Effective>,
         operators: impl IntoIterator<Item = u32>,
+        policy: Policy,
     ) -> Self {
         let inner = Inner {
             credentials,
             runs,
             permissions: ArcSwap::from_pointee(permissions),
+            changed: watch::Sender::new(0),
+            policy,
             operators: operators.into_iter().collect(),
             operator_slots: Arc::default(),
             stats: Stats::default(),
@@ -210,9 +106,46 @@ impl Gatekeeper {
         }
     }
 
-    /// What plugins may do from now on; streams that were opened before stay open.
-    pub fn set_permissions(&self, permissions: HashMap<PluginName, Permissions>) {
+    /// What plugins may do from now on. Streams that were opened before and are not granted any more end:
+    /// see [`Self::loses`].
+    pub fn set_permissions(&self, permissions: HashMap<PluginName, Effective>) {
         self.inner.permissions.store(Arc::new(permissions));
+        self.inner.changed.send_modify(|revision| *revision += 1);
+    }
+
+    /// How grants come about, and what becomes of uses without one.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.inner.policy
+    }
+
+    /// Completes when one of the patterns may not be read any more, which was granted before.
+    pub fn loses(
+        &self,
+        source: &Source,
+        reads: Reads,
+        patterns: Vec<Pattern>,
+    ) -> impl Future<Output = Denied> + Send + use<> {
+        let (gatekeeper, source) = (self.clone(), source.clone());
+        async move {
+            let mut changed = gatekeeper.inner.changed.subscribe();
+            loop {
+                for pattern in &patterns {
+                    let action = match reads {
+                        Reads::Events => Action::Subscribe(pattern),
+                        Reads::State => Action::WatchState(pattern),
+                    };
+                    if !gatekeeper.may(&source, action)
+                        && let Err(denied) = gatekeeper.authorize(&source, action)
+                    {
+                        return denied;
+                    }
+                }
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
     }
 
     /// What was counted.
@@ -233,6 +166,14 @@ impl Gatekeeper {
     ) -> Result<Admitted, Error> {
         let admitted = self.judge(peer, method, presented);
         if let Err(error) = &admitted {
+            self.inner.policy.audit.note(audit::Record {
+                action: shortened(method),
+                decision: audit::decision::DENIED,
+                plugin: error.plugin().unwrap_or_default(),
+                peer: peer.to_string(),
+                rule: error.reason().as_str().to_owned(),
+                ..audit::Record::default()
+            });
             let counter = match error.kind() {
                 ErrorKind::Unauthenticated => &self.inner.stats.unauthenticated,
                 _ => &self.inner.stats.denied,
@@ -255,16 +196,15 @@ impl Gatekeeper {
         if let Peer::OperatorSocket { uid, supervised } = *peer {
             return self.admit_operator(uid, supervised, method, rule, presented);
         }
-        let Some(token) = presented.token else {
-            return Err(Error::NoCredential {
-                method: method.to_owned(),
-            });
+        let credential = match self.identify(peer, method, presented)? {
+            Identified::Plugin(credential) => credential,
+            Identified::Operator(token) => {
+                return self.admit_operator_token(peer, &token, method, rule, presented);
+            }
+            Identified::Outdated(credential, since) => {
+                return Self::admit_outdated(credential, since, rule);
+            }
         };
-        let credential = self
-            .inner
-            .credentials
-            .verify(token)
-            .ok_or(Error::BadCredential)?;
         if let (Peer::PluginSocket { uid }, Some(expected)) = (peer, credential.uid)
             && *uid != expected
         {
@@ -272,17 +212,124 @@ impl Gatekeeper {
             return Err(Error::WrongUser);
         }
         let needs = rule.and_then(|rule| rule.allows(Principal::Plugin));
+        let needs = match (needs, part_of(method)) {
+            (None, Some(part)) => Some(self.manages(&credential.plugin, method, part)?),
+            (needs, _) => needs,
+        };
         match needs.ok_or_else(|| Error::NotAllowed {
-            method: method.to_owned(),
+            method: shortened(method),
             caller: format!("plugin \"{}\"", credential.plugin),
             advice: "; it is served on the operator socket",
         })? {
-            Needs::Credential => Ok(Admitted::Plugin(credential)),
+            Needs::Certificate if presented.token.is_some() || !has_certificate(peer) => {
+                Err(Error::NoCertificate {
+                    method: shortened(method),
+                })
+            }
+            Needs::Credential | Needs::Certificate => Ok(Admitted::Plugin(credential)),
             Needs::Run => {
                 let run = self.live_run(&credential, presented.run)?;
-                Ok(Admitted::Caller(self.plugin_caller(run, presented)?))
+                Ok(Admitted::Caller(self.plugin_caller(
+                    run,
+                    &credential,
+                    presented,
+                )?))
             }
         }
+    }
+
+    /// Whether a plugin may use what a part of the management opens.
+    fn manages(&self, plugin: &PluginName, method: &str, part: Manage) -> Result<Needs, Error> {
+        if self.may_manage(plugin, part) {
+            return Ok(Needs::Run);
+        }
+        let missing = NotGranted::of_management(plugin, method, part);
+        Err(Error::NotManaging(Box::new(missing)))
+    }
+
+    /// Whether a plugin may use a part of the core's management.
+    #[must_use]
+    pub fn may_manage(&self, plugin: &PluginName, part: Manage) -> bool {
+        let permissions = self.inner.permissions.load();
+        permissions
+            .get(plugin)
+            .is_some_and(|held| held.manages(part))
+    }
+
+    /// Whom the request's token, else the connection's certificate, speaks for.
+    fn identify(
+        &self,
+        peer: &Peer,
+        method: &str,
+        presented: &Presented<'_>,
+    ) -> Result<Identified, Error> {
+        let now = SystemTime::now();
+        let credentials = &self.inner.credentials;
+        let (worth, is_token) = match (presented.token, peer) {
+            (Some(token), _) => (credentials.token(token, now), true),
+            (
+                None,
+                Peer::Tls {
+                    certificate: Some(digest),
+                    ..
+                },
+            ) => (credentials.certificate(digest, now), false),
+            (None, _) => {
+                return Err(Error::NoCredential {
+                    method: shortened(method),
+                });
+            }
+        };
+        match worth.ok_or(Error::BadCredential)? {
+            Worth::Good(Holder::Plugin(credential)) => Ok(Identified::Plugin(credential)),
+            Worth::Good(Holder::Operator(token)) => Ok(Identified::Operator(token)),
+            Worth::Expired(Holder::Plugin(credential), since) if !is_token => {
+                // A connection outlives the certificate that it began with, as long as its plugin
+                // keeps renewing: otherwise each renewal would cost it its calls in flight.
+                let was_good = matches!(peer, Peer::Tls { since: began, .. } if *began < since);
+                if was_good && credentials.has_certificate(&credential.plugin, now) {
+                    return Ok(Identified::Plugin(credential));
+                }
+                Ok(Identified::Outdated(credential, since))
+            }
+            Worth::Expired(holder, since) => Err(expired(&holder, since)),
+        }
+    }
+
+    /// With a certificate that has expired a plugin can get another one, and nothing else.
+    fn admit_outdated(
+        credential: Credential,
+        since: SystemTime,
+        rule: Option<&Rule>,
+    ) -> Result<Admitted, Error> {
+        let needs = rule.and_then(|rule| rule.allows(Principal::Plugin));
+        let is_renewal = needs == Some(Needs::Certificate);
+        if is_renewal && since + super::access::RENEWABLE_FOR > SystemTime::now() {
+            return Ok(Admitted::Plugin(credential));
+        }
+        Err(expired(&Holder::Plugin(credential), since))
+    }
+
+    fn admit_operator_token(
+        &self,
+        peer: &Peer,
+        token: &OperatorToken,
+        method: &str,
+        rule: Option<&Rule>,
+        presented: &Presented<'_>,
+    ) -> Result<Admitted, Error> {
+        if peer.address().is_none() {
+            let advice = "; on this machine use the operator socket";
+            return Err(Error::OperatorToken { advice });
+        }
+        if !peer.is_private() {
+            let advice = ": it could be read on the way. Listen with listen.tls";
+            return Err(Error::OperatorToken { advice });
+        }
+        let name = format!("an operator (token {})", token.id);
+        let mut caller = self.operator_caller(name, method, rule, presented)?;
+        caller.revoked = Some(token.revoked.clone());
+        Ok(Admitted::Caller(caller))
     }
 
     fn admit_operator(
@@ -299,24 +346,37 @@ impl Gatekeeper {
         if !self.inner.operators.contains(&uid) {
             return Err(Error::NotOperator { uid });
         }
+        let name = format!("an operator (uid {uid})");
+        let caller = self.operator_caller(name, method, rule, presented)?;
+        Ok(Admitted::Caller(caller))
+    }
+
+    fn operator_caller(
+        &self,
+        name: String,
+        method: &str,
+        rule: Option<&Rule>,
+        presented: &Presented<'_>,
+    ) -> Result<Caller, Error> {
         if rule
             .and_then(|rule| rule.allows(Principal::Operator))
             .is_none()
         {
             return Err(Error::NotAllowed {
-                method: method.to_owned(),
-                caller: format!("an operator (uid {uid})"),
+                method: shortened(method),
+                caller: name,
                 advice: "; it needs a plugin's run",
             });
         }
-        Ok(Admitted::Caller(Caller {
+        Ok(Caller {
             source: Source::Operator,
             run: None,
             slots: Arc::clone(&self.inner.operator_slots),
             deadline: presented.deadline,
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
-        }))
+            revoked: None,
+        })
     }
 
     /// A child that changes its user can never open its channel: its run is told, so that it is not
@@ -351,7 +411,12 @@ impl Gatekeeper {
         }
     }
 
-    fn plugin_caller(&self, run: Arc<Run>, presented: &Presented<'_>) -> Result<Caller, Error> {
+    fn plugin_caller(
+        &self,
+        run: Arc<Run>,
+        credential: &Credential,
+        presented: &Presented<'_>,
+    ) -> Result<Caller, Error> {
         Ok(Caller {
             source: Source::Plugin(run.plugin().clone()),
             slots: Arc::clone(run.slots()),
@@ -359,6 +424,8 @@ impl Gatekeeper {
             deadline: presented.deadline,
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
+            // The credential of one run ends with it.
+            revoked: (credential.run.is_none()).then(|| credential.revoked.clone()),
         })
     }
 
@@ -373,8 +440,7 @@ impl Gatekeeper {
             None => {
                 self.inner.stats.denied.fetch_add(1, Ordering::Relaxed);
                 Err(Error::NotAllowed {
-                    // It may be as long as a message, and stands twice in the answer.
-                    method: method.chars().take(80).collect(),
+                    method: shortened(method),
                     caller: format!("plugin \"{plugin}\""),
                     advice: "; it is served on the operator socket",
                 })
@@ -392,39 +458,112 @@ impl Gatekeeper {
             deadline: None,
             cause: None,
             traceparent: String::new(),
+            // The channel ends with it.
+            revoked: None,
         }
     }
 
     /// Whether a caller may use a resource. Operators may use all but what is the core's own.
     #[must_use]
     pub fn may(&self, source: &Source, action: Action<'_>) -> bool {
-        let Source::Plugin(plugin) = source else {
-            return *source == Source::Core || reserved(action).is_none();
-        };
-        let permissions = self.inner.permissions.load();
-        match permissions.get(plugin) {
-            Some(granted) => allows(granted, plugin, action),
-            None => allows(&Permissions::default(), plugin, action),
+        match self.verdict(source, action) {
+            Verdict::Allowed => true,
+            Verdict::NotGranted | Verdict::Denied => self.inner.policy.mode == Mode::Audit,
+            Verdict::Reserved => false,
         }
     }
 
-    /// Judges the use of a resource; a denial is counted.
+    fn verdict(&self, source: &Source, action: Action<'_>) -> Verdict {
+        let Source::Plugin(plugin) = source else {
+            return match reserved(action) {
+                Some(_) if *source != Source::Core => Verdict::Reserved,
+                _ => Verdict::Allowed,
+            };
+        };
+        let permissions = self.inner.permissions.load();
+        match permissions.get(plugin) {
+            Some(held) => held.judge(plugin, action),
+            None => Effective::default().judge(plugin, action),
+        }
+    }
+
+    /// Judges the use of a resource; a denial is counted and audited. In audit mode what is not granted is
+    /// done all the same, and noted.
     ///
     /// # Errors
     /// [`Denied`]; a missing grant comes with the entry that would allow it.
     pub fn authorize(&self, source: &Source, action: Action<'_>) -> Result<(), Denied> {
-        if self.may(source, action) {
-            return Ok(());
-        }
-        self.inner.stats.denied.fetch_add(1, Ordering::Relaxed);
-        Err(match (reserved(action), source) {
-            (None, Source::Plugin(plugin)) => NotGranted::new(plugin, action).into(),
-            (resource, _) => {
-                let resource = resource.unwrap_or_default().chars().take(300).collect();
-                Denied::Reserved { resource }
+        let verdict = self.verdict(source, action);
+        let denied = match (verdict, source) {
+            (Verdict::Allowed, _) => return Ok(()),
+            (Verdict::NotGranted, Source::Plugin(plugin)) => NotGranted::new(plugin, action).into(),
+            (Verdict::Denied, Source::Plugin(plugin)) => NotGranted::denied(plugin, action).into(),
+            (Verdict::Reserved | Verdict::NotGranted | Verdict::Denied, _) => {
+                let resource = reserved(action).unwrap_or_default();
+                Denied::Reserved {
+                    resource: resource.chars().take(300).collect(),
+                }
             }
-        })
+        };
+        let is_done = verdict != Verdict::Reserved && self.inner.policy.mode == Mode::Audit;
+        let (counter, decision) = if is_done {
+            (
+                &self.inner.stats.would_be_denied,
+                audit::decision::WOULD_BE_DENIED,
+            )
+        } else {
+            (&self.inner.stats.denied, audit::decision::DENIED)
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.note_denial(source, &denied, verdict, decision);
+        if is_done { Ok(()) } else { Err(denied) }
     }
+
+    fn note_denial(
+        &self,
+        source: &Source,
+        denied: &Denied,
+        verdict: Verdict,
+        decision: &'static str,
+    ) {
+        let run = self.inner.runs.get(source.as_str());
+        let (action, resource) = match denied {
+            Denied::NotGranted(missing) => missing.subject(),
+            Denied::Reserved { resource } => ("write", resource.as_str()),
+        };
+        self.inner.policy.audit.note(audit::Record {
+            action: action.to_owned(),
+            decision,
+            plugin: source.as_str().to_owned(),
+            generation: run.map(|run| run.generation().0),
+            resource: resource.to_owned(),
+            rule: match verdict {
+                Verdict::Reserved => "reserved",
+                Verdict::Denied => "deny",
+                Verdict::NotGranted | Verdict::Allowed => "not_granted",
+            }
+            .to_owned(),
+            ..audit::Record::default()
+        });
+    }
+}
+
+/// Whom a credential speaks for, as far as it is good.
+enum Identified {
+    Plugin(Credential),
+    Operator(OperatorToken),
+    /// A certificate that expired then.
+    Outdated(Credential, SystemTime),
+}
+
+fn has_certificate(peer: &Peer) -> bool {
+    matches!(
+        peer,
+        Peer::Tls {
+            certificate: Some(_),
+            ..
+        }
+    )
 }
 
 #[cfg(test)]
@@ -438,6 +577,7 @@ mod tests {
             Runs::default(),
             HashMap::new(),
             [7, 8],
+            Policy::default(),
         );
         let admit = |uid, supervised| {
             let peer = Peer::OperatorSocket { uid, supervised };

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::credentials::Digest;
 use crate::channel::{CallerSlots, Run};
 use crate::types::{Cause, Source};
 
@@ -24,10 +27,41 @@ pub enum Peer {
         /// The peer belongs to a supervised run.
         supervised: bool,
     },
-    /// TCP. A credential is needed.
+    /// TCP without TLS. A credential is needed.
     Tcp(SocketAddr),
+    /// TCP with TLS. A credential is needed: a certificate or a token.
+    Tls {
+        /// Where it comes from.
+        address: SocketAddr,
+        /// When it was connected.
+        since: SystemTime,
+        /// The digest of the certificate that it has shown, signed by this core's authority, with the
+        /// proof that it is its own. Not judged further.
+        certificate: Option<Digest>,
+    },
     /// In memory, inside this process. A credential is needed.
     Memory,
+}
+
+impl Peer {
+    /// Where it comes from, if over a network.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) | Self::Tls { address, .. } => Some(*address),
+            Self::PluginSocket { .. } | Self::OperatorSocket { .. } | Self::Memory => None,
+        }
+    }
+
+    /// Whether nobody else can read what is sent.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Tls { .. } | Self::PluginSocket { .. } | Self::OperatorSocket { .. } => true,
+            Self::Memory => true,
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -36,6 +70,7 @@ impl fmt::Display for Peer {
             Self::PluginSocket { uid } => write!(formatter, "plugin socket, uid {uid}"),
             Self::OperatorSocket { uid, .. } => write!(formatter, "operator socket, uid {uid}"),
             Self::Tcp(address) => write!(formatter, "tcp {address}"),
+            Self::Tls { address, .. } => write!(formatter, "tls {address}"),
             Self::Memory => formatter.write_str("in memory"),
         }
     }
@@ -67,4 +102,6 @@ pub struct Caller {
     pub cause: Option<Cause>,
     /// W3C trace context; may be empty.
     pub traceparent: String,
+    /// Cancelled when the credential that it came with is worth nothing any more.
+    pub revoked: Option<CancellationToken>,
 }

@@ -1,7 +1,7 @@
 //! Who speaks, and what they may do. One authorisation point for every RPC, unary or stream, and for
 //! every request frame of a channel.
 //!
-//! Owns: credentials of runs and of remote plugins, principals, the table principal x RPC, and the
+//! Owns: credentials of runs, of remote plugins and of operators, the certificate authority, principals, the table principal x RPC, and the
 //! rule of a plugin's own area. Does not own: connections (`transport/`) nor runs (`channel/`).
 //!
 //! Invariants
@@ -9,12 +9,27 @@
 //! - Secrets are kept as hashes, compared in constant time, and have no `Debug` that shows them.
 //! - An RPC without a rule is refused, and a test over all RPCs of the contract names it.
 
+pub mod access;
+pub mod audit;
+pub mod authority;
 mod credentials;
 mod gatekeeper;
+mod grants;
 mod identity;
 mod permissions;
+mod policy;
+mod refusal;
 
-pub use credentials::{Credential, Credentials, Token};
-pub use gatekeeper::{Admitted, Error, Gatekeeper, Presented, Stats};
+pub use access::Access;
+pub use audit::Audit;
+pub use authority::Authority;
+pub(crate) use authority::read_private;
+pub use credentials::{
+    Credential, Credentials, Digest, Holder, OperatorToken, Token, Worth, digest_of,
+};
+pub use gatekeeper::{Admitted, Gatekeeper, Presented, Stats};
+pub use grants::{Effective, Granting, Mode, Verdict};
 pub use identity::{Caller, Peer, Principal};
-pub use permissions::{Action, Denied, Needs, NotGranted, RULES, Rule, allows, reserved, rule_of};
+pub use permissions::{Action, Denied, Needs, NotGranted, RULES, Rule, part_of, reserved, rule_of};
+pub use policy::{Policy, Reads};
+pub use refusal::Error;

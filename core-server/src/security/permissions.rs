@@ -2,7 +2,7 @@
 //! manifest was granted. Pure.
 
 use super::identity::Principal;
-use crate::config::Permissions;
+use crate::config::Manage;
 use crate::error::{Classify, ErrorKind, Reason};
 use crate::types::{Pattern, PluginName};
 
@@ -13,6 +13,8 @@ pub enum Needs {
     Run,
     /// Only a valid credential.
     Credential,
+    /// A certificate, though it may have expired a while ago.
+    Certificate,
 }
 
 /// The rule of one RPC.
@@ -130,7 +132,47 @@ pub const RULES: &[Rule] = &[
         true,
     ),
     rule("coreruntime.v1.Introspection/GetStats", false, None, true),
+    rule("coreruntime.v1.Access/CreateToken", false, None, true),
+    rule("coreruntime.v1.Access/Invite", false, None, true),
+    rule("coreruntime.v1.Access/ListCredentials", false, None, true),
+    rule("coreruntime.v1.Access/RevokeCredential", false, None, true),
+    rule(
+        "coreruntime.v1.Enrollment/Join",
+        true,
+        NEEDS_CREDENTIAL,
+        true,
+    ),
+    rule(
+        "coreruntime.v1.Enrollment/Renew",
+        false,
+        Some(Needs::Certificate),
+        false,
+    ),
 ];
+
+/// What plugins may use of the core's management, each with the part that it needs.
+const MANAGED: &[(&str, Manage)] = &[
+    ("coreruntime.v1.PluginManager/List", Manage::ViewPlugins),
+    ("coreruntime.v1.PluginManager/Watch", Manage::ViewPlugins),
+    ("coreruntime.v1.Introspection/GetStats", Manage::ViewPlugins),
+    ("coreruntime.v1.PluginManager/Logs", Manage::ReadLogs),
+    ("coreruntime.v1.PluginManager/Load", Manage::ManagePlugins),
+    ("coreruntime.v1.PluginManager/Start", Manage::ManagePlugins),
+    ("coreruntime.v1.PluginManager/Stop", Manage::ManagePlugins),
+    ("coreruntime.v1.PluginManager/Unload", Manage::ManagePlugins),
+    (
+        "coreruntime.v1.PluginManager/Restart",
+        Manage::ManagePlugins,
+    ),
+    ("coreruntime.v1.StorageAdmin/Backup", Manage::BackUpStorage),
+];
+
+/// The part of the management that opens an RPC to a plugin, if one does.
+#[must_use]
+pub fn part_of(method: &str) -> Option<Manage> {
+    let found = MANAGED.iter().find(|(managed, _)| *managed == method);
+    found.map(|(_, part)| *part)
+}
 
 /// The rule of an RPC, given as "package.Service/Method".
 #[must_use]
@@ -183,44 +225,6 @@ pub enum Action<'a> {
     WriteStorage(&'a str),
 }
 
-/// Whether a plugin may do something: its own area, plus what its manifest asked for and was granted.
-/// Nobody but the core writes `core.*` and `$*`; reading `core.>` is free.
-#[must_use]
-pub fn allows(granted: &Permissions, plugin: &PluginName, action: Action<'_>) -> bool {
-    if reserved(action).is_some() {
-        return false;
-    }
-    let any = |patterns: &[Pattern], name: &str| patterns.iter().any(|p| p.matches(name));
-    let contained = |patterns: &[Pattern], inner: &Pattern| {
-        plugin.owns(inner.as_str())
-            || in_core(inner.as_str())
-            || patterns.iter().any(|outer| outer.contains(inner))
-    };
-    match action {
-        Action::Publish(topic) => plugin.owns(topic) || any(&granted.publish, topic),
-        Action::Subscribe(pattern) => contained(&granted.subscribe, pattern),
-        Action::Provide(service) => plugin.owns(service) || any(&granted.provide, service),
-        Action::Call(service) => {
-            plugin.owns(service)
-                || granted
-                    .call
-                    .iter()
-                    .any(|call| call.services.matches(service))
-        }
-        Action::ReadState(key) => plugin.owns(key) || in_core(key) || any(&granted.state.read, key),
-        Action::WatchState(pattern) => contained(&granted.state.read, pattern),
-        Action::WriteState(key) => plugin.owns(key) || any(&granted.state.write, key),
-        Action::ReadStorage(namespace) => {
-            owns_namespace(plugin, namespace)
-                || any(&granted.storage.read, namespace)
-                || any(&granted.storage.write, namespace)
-        }
-        Action::WriteStorage(namespace) => {
-            owns_namespace(plugin, namespace) || any(&granted.storage.write, namespace)
-        }
-    }
-}
-
 /// The resource, if only the core may do this with it.
 #[must_use]
 pub fn reserved(action: Action<'_>) -> Option<&str> {
@@ -234,11 +238,11 @@ pub fn reserved(action: Action<'_>) -> Option<&str> {
     (name.starts_with('$') || in_core(name)).then_some(name)
 }
 
-fn in_core(name: &str) -> bool {
+pub(super) fn in_core(name: &str) -> bool {
     name == "core" || name.starts_with("core.")
 }
 
-fn owns_namespace(plugin: &PluginName, namespace: &str) -> bool {
+pub(super) fn owns_namespace(plugin: &PluginName, namespace: &str) -> bool {
     namespace == plugin.as_str() || plugin.owns(namespace)
 }
 
@@ -279,16 +283,59 @@ impl Classify for Denied {
 /// A plugin lacks a grant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "plugin \"{plugin}\" may not {action} \"{resource}\": add {entry} to [permissions] in its plugin.toml"
+    "plugin \"{plugin}\" may not {action} \"{resource}\": {}", self.advice()
 )]
 pub struct NotGranted {
     plugin: PluginName,
     action: &'static str,
     resource: String,
     entry: String,
+    denied: bool,
 }
 
 impl NotGranted {
+    /// What to do about it.
+    fn advice(&self) -> String {
+        let Self { plugin, entry, .. } = self;
+        if self.denied {
+            return format!(
+                "[plugins.{plugin}.deny] in core.toml denies it; take {entry} out there and run \
+                 corectl reload"
+            );
+        }
+        format!(
+            "add {entry} to [permissions] in its plugin.toml, or to [plugins.{plugin}.grants] in \
+             core.toml, and run corectl reload"
+        )
+    }
+
+    /// The denial of what the operator has denied.
+    #[must_use]
+    pub fn denied(plugin: &PluginName, action: Action<'_>) -> Self {
+        Self {
+            denied: true,
+            ..Self::new(plugin, action)
+        }
+    }
+
+    /// The denial of a part of the core's management.
+    #[must_use]
+    pub fn of_management(plugin: &PluginName, method: &str, part: Manage) -> Self {
+        Self {
+            plugin: plugin.clone(),
+            action: "use",
+            resource: method.to_owned(),
+            entry: format!("`manage = [\"{}\"]`", part.as_str()),
+            denied: false,
+        }
+    }
+
+    /// What was wanted: the verb and the resource.
+    #[must_use]
+    pub fn subject(&self) -> (&'static str, &str) {
+        (self.action, &self.resource)
+    }
+
     /// The denial of an action, with the entry that would allow it.
     #[must_use]
     pub fn new(plugin: &PluginName, action: Action<'_>) -> Self {
@@ -321,6 +368,7 @@ impl NotGranted {
             action: verb,
             resource,
             entry,
+            denied: false,
         }
     }
 }
@@ -346,7 +394,8 @@ impl Classify for NotGranted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{CallPermission, Need, ReadWrite};
+    use crate::config::{CallPermission, Need, Permissions, ReadWrite};
+    use crate::security::grants::{Effective, Verdict};
 
     fn lamp() -> PluginName {
         PluginName::parse("lamp").expect("good name")
@@ -372,7 +421,8 @@ mod tests {
             pattern("*"),
         ];
         let nothing = Permissions::default();
-        let allows = |action| super::allows(&nothing, &lamp(), action);
+        let effective = Effective::from(nothing);
+        let allows = |action| effective.judge(&lamp(), action) == Verdict::Allowed;
         for name in ["lamp.a", "lamp.a.b"] {
             assert!(allows(Action::Publish(name)) && allows(Action::Provide(name)));
             assert!(allows(Action::Call(name)) && allows(Action::WriteState(name)));
@@ -433,7 +483,8 @@ mod tests {
             },
             ..Permissions::default()
         };
-        let allows = |action| super::allows(&granted, &lamp(), action);
+        let effective = Effective::from(granted);
+        let allows = |action| effective.judge(&lamp(), action) == Verdict::Allowed;
         assert!(allows(Action::Publish("device.changed")));
         assert!(!allows(Action::Publish("core.plugin.x")) && !allows(Action::Publish("$core.x")));
         let (left, all) = (pattern("presence.left"), pattern("presence.>"));
@@ -451,7 +502,8 @@ mod tests {
         assert_eq!(
             NotGranted::new(&lamp(), Action::ReadStorage("geo")).to_string(),
             "plugin \"lamp\" may not read storage \"geo\": add `storage = { read = [\"geo\"] }` to \
-             [permissions] in its plugin.toml"
+             [permissions] in its plugin.toml, or to [plugins.lamp.grants] in core.toml, and run \
+             corectl reload"
         );
     }
 

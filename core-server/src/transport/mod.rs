@@ -5,6 +5,8 @@
 //! Does not own: who may do what (`security/`), what requests mean (`grpc/`).
 //!
 //! Invariants
+//! - Where TLS is spoken, nothing else is: a handshake that is not done within 5 s ends the connection,
+//!   and until then it has the place of somebody unknown.
 //! - Every connection speaks HTTP/2 from its first byte; one that has not sent the whole preface
 //!   within 5 s is closed, so that nothing waits without a bound before HTTP/2's own timers run.
 //! - HTTP/2's limits are all set here, by hand ([`Http2`], `config::http2`); none is lifted. What hyper
@@ -37,6 +39,7 @@ mod preface;
 mod serve;
 mod standing;
 mod timer;
+mod tls;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use frames::fuzz as fuzz_frames;
@@ -44,6 +47,7 @@ pub use listen::{Error, PluginsAndOperators, SocketFiles, bind_tcp, bind_unix};
 pub use peer::Supervised;
 pub use serve::{Http2, Server, Stats};
 pub use standing::{AnonymousRequest, Standing};
+pub use tls::{Tls, TlsError};
 
 use crate::security::Peer;
 

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,9 +21,11 @@ use super::metered::Metered;
 use super::places::Bounds;
 use super::standing::{House, Place};
 use super::timer::PatientTimer;
+use super::tls::{self, Tls};
 use super::{MEMORY_BUFFER_BYTES, Peer, Role, Supervised, preface};
 use crate::channel::LastRead;
 use crate::config::http2 as fixed;
+use crate::stall;
 use crate::task::TaskScope;
 
 /// Limits of every connection.
@@ -35,6 +37,8 @@ pub struct Http2 {
     pub max_unidentified: usize,
     /// Streams at once on one connection; the client's HTTP/2 stack queues beyond it.
     pub max_concurrent_streams: u32,
+    /// Time for the TLS handshake.
+    pub handshake_timeout: Duration,
     /// Time for the HTTP/2 preface.
     pub preface_timeout: Duration,
     /// Ping after so long a silence, while a request is open.
@@ -49,6 +53,7 @@ impl Default for Http2 {
             max_connections: 1_024,
             max_unidentified: 64,
             max_concurrent_streams: 1_024,
+            handshake_timeout: Duration::from_secs(5),
             preface_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(10),
@@ -74,6 +79,8 @@ pub struct Stats {
     pub gave_way: AtomicU64,
     /// Connections ended for a flood of frames that carry nothing.
     pub flooding: AtomicU64,
+    /// Connections that did not begin with a good TLS handshake in time, where TLS is spoken.
+    pub bad_handshake: AtomicU64,
     /// Connections that did not begin with HTTP/2 in time.
     pub bad_preface: AtomicU64,
     /// Times that accepting failed.
@@ -161,6 +168,15 @@ where
 
     /// Accepts on a TCP socket until the scope ends.
     pub fn serve_tcp(&self, listener: TcpListener) {
+        self.accept_tcp(listener, None);
+    }
+
+    /// Accepts on a TCP socket where TLS is spoken, until the scope ends.
+    pub fn serve_tls(&self, listener: TcpListener, tls: Tls) {
+        self.accept_tcp(listener, Some(tls));
+    }
+
+    fn accept_tcp(&self, listener: TcpListener, tls: Option<Tls>) {
         let server = self.clone();
         self.scope.spawn("accept-tcp", move |stop| async move {
             let mut crowd = Crowd::default();
@@ -171,7 +187,13 @@ where
                 };
                 match accepted.and_then(|(stream, address)| Ok((without_delay(stream)?, address))) {
                     Ok((stream, address)) => {
-                        let admitted = server.admit(stream, Peer::Tcp(address));
+                        let admitted = match &tls {
+                            None => server.admit(stream, Peer::Tcp(address)),
+                            Some(tls) => {
+                                let speaks = Speaks::Tls(tls.clone(), address);
+                                server.begin(stream, speaks, false)
+                            }
+                        };
                         crowd.rest_after(admitted).await;
                     }
                     Err(error) => server.pause(&error).await,
@@ -234,8 +256,16 @@ where
         let known_by_socket = match &peer {
             Peer::OperatorSocket { uid, supervised } => !supervised && self.operators.contains(uid),
             Peer::Memory => true,
-            Peer::PluginSocket { .. } | Peer::Tcp(_) => false,
+            Peer::PluginSocket { .. } | Peer::Tcp(_) | Peer::Tls { .. } => false,
         };
+        self.begin(io, Speaks::Plainly(peer), known_by_socket)
+    }
+
+    /// Gives a connection its place, if there is one, and serves it.
+    fn begin<T>(&self, io: T, speaks: Speaks, known_by_socket: bool) -> Admitted
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let Some(admission) = self.house.admit(known_by_socket) else {
             self.stats.refused.fetch_add(1, Ordering::Relaxed);
             return Admitted::InACrowd;
@@ -249,20 +279,64 @@ where
         self.stats.accepted.fetch_add(1, Ordering::Relaxed);
         let server = self.clone();
         self.scope.spawn("connection", move |stop| {
-            server.connection(io, peer, admission.place, stop)
+            server.connection(io, speaks, admission.place, stop)
         });
         admitted
     }
 
-    async fn connection<T>(self, io: T, peer: Peer, place: Place, stop: CancellationToken)
+    async fn connection<T>(self, io: T, speaks: Speaks, place: Place, stop: CancellationToken)
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let served = self.serve(io, peer, &place, stop);
+        let served = async {
+            match speaks {
+                Speaks::Plainly(peer) => self.serve(io, peer, &place, stop).await,
+                Speaks::Tls(tls, address) => {
+                    let handshake = self.handshake(io, &tls, address);
+                    let safe = tokio::select! {
+                        () = stop.cancelled() => return,
+                        safe = handshake => safe,
+                    };
+                    if let Some((io, peer)) = safe {
+                        self.serve(io, peer, &place, stop).await;
+                    }
+                }
+            }
+        };
         tokio::select! {
             // Cut: whoever is unknown is owed no goodbye.
             () = place.gives_way().cancelled() => tracing::debug!("connection gave way to a newer one"),
             () = served => {}
+        }
+    }
+
+    /// Whoever it is, it is not known by the handshake alone: the gate judges the certificate.
+    async fn handshake<T>(
+        &self,
+        io: T,
+        tls: &Tls,
+        address: SocketAddr,
+    ) -> Option<(tls::TlsStream<T>, Peer)>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        match stall::timeout(self.http2.handshake_timeout, tls.accept(io)).await {
+            Ok(Ok(stream)) => {
+                let certificate = tls::peer_certificate(&stream);
+                let peer = Peer::Tls {
+                    address,
+                    since: SystemTime::now(),
+                    certificate,
+                };
+                Some((stream, peer))
+            }
+            failed => {
+                self.stats.bad_handshake.fetch_add(1, Ordering::Relaxed);
+                if let Ok(Err(error)) = failed {
+                    tracing::debug!(%address, %error, "TLS handshake failed");
+                }
+                None
+            }
         }
     }
 
@@ -329,6 +403,14 @@ where
             .keep_alive_timeout(self.http2.keepalive_timeout);
         builder
     }
+}
+
+/// How a connection begins.
+enum Speaks {
+    /// With HTTP/2.
+    Plainly(Peer),
+    /// With a TLS handshake.
+    Tls(Tls, SocketAddr),
 }
 
 /// Whether a connection was let in or refused at the cost of another.

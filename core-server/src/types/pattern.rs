@@ -83,6 +83,35 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// Whether some name is matched by both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut mine, mut theirs) = (self.tokens(), other.tokens());
+        let is_wild = |token: &str| matches!(token, "*" | ">");
+        let mut first = true;
+        loop {
+            let (one, two) = match (mine.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(one), Some(two)) => (one, two),
+                _ => return false,
+            };
+            // A leading wildcard matches nothing that begins with "$".
+            let literal = if is_wild(one) { two } else { one };
+            if first && literal.starts_with('$') && (is_wild(one) || is_wild(two)) {
+                return false;
+            }
+            if one == ">" || two == ">" {
+                return true;
+            }
+            if one != two && one != "*" && two != "*" {
+                return false;
+            }
+            first = false;
+        }
+    }
+}
+
 impl fmt::Display for Pattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
@@ -97,6 +126,34 @@ mod tests {
 
     fn pattern(text: &str) -> Pattern {
         Pattern::parse(text).expect(text)
+    }
+
+    #[test]
+    fn overlapping_follows_the_table() {
+        for (one, two, expected) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.c", false),
+            ("a.*", "*.b", true),
+            ("a.*", "a.>", true),
+            ("a.>", "a", false),
+            ("a.>", "*.b.c", true),
+            ("a.b", "a.b.c", false),
+            (">", "a.b", true),
+            (">", "$core.slow", false),
+            ("*.slow", "$core.slow", false),
+            ("$core.>", "$core.slow", true),
+        ] {
+            assert_eq!(
+                pattern(one).overlaps(&pattern(two)),
+                expected,
+                "{one} {two}"
+            );
+            assert_eq!(
+                pattern(two).overlaps(&pattern(one)),
+                expected,
+                "{two} {one}"
+            );
+        }
     }
 
     #[test]

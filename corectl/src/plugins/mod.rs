@@ -17,6 +17,7 @@ use core_proto::v1::{
 };
 use serde::Serialize;
 
+use crate::access;
 use crate::cli::{NamesOrAll, PluginsCommand};
 use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::exit::Exit;
@@ -78,6 +79,9 @@ pub(crate) async fn run(
         PluginsCommand::Upgrade { name, path } => {
             let outcome = Outcome::of(core, name, upgrade::request(core, name, path).await).await;
             finish(vec![outcome], output)
+        }
+        PluginsCommand::Invite { name, valid_for } => {
+            access::invite(core, name, *valid_for, output).await
         }
         PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
         PluginsCommand::LogLevel(arguments) => level::run(core, arguments, output).await,

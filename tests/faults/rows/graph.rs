@@ -13,7 +13,7 @@ use core_server::plugin_manager::{
     Admitted, Announcer, Config, Dependencies, Kind, Manifest, PluginInfo, PluginManager, WatchItem,
 };
 use core_server::routing::{self, Router};
-use core_server::security::{Credential, Credentials, Gatekeeper, Token};
+use core_server::security::{Credential, Credentials, Gatekeeper, Policy, Token};
 use core_server::service_registry::ServiceRegistry;
 use core_server::supervisor::custody::{Custody, Setup};
 use core_server::supervisor::lifecycle::{Phase, PluginState};
@@ -139,7 +139,7 @@ async fn play(graph: &[Vec<usize>], by_shutdown: bool, custody: &Custody) -> Res
         ..Manifest::new(
             name(index),
             Kind::Remote {
-                token: Token::random(),
+                token: Some(Token::random()),
             },
         )
     });
@@ -196,7 +196,7 @@ async fn refusals(row: &Row, custody: &Custody) -> Result<()> {
         ..Manifest::new(
             parse(text),
             Kind::Remote {
-                token: Token::random(),
+                token: Some(Token::random()),
             },
         )
     };
@@ -271,6 +271,7 @@ impl Core {
             runs.clone(),
             HashMap::new(),
             Vec::new(),
+            Policy::default(),
         );
         let dependencies = Dependencies {
             runs,
@@ -295,11 +296,7 @@ impl Core {
 
     async fn open(&self, plugin: &PluginName) -> Result<Link> {
         let (outbox, reader) = Outbox::new(OUTBOX_BYTES);
-        let credential = Credential {
-            plugin: plugin.clone(),
-            run: None,
-            uid: None,
-        };
+        let credential = Credential::of_remote(plugin);
         let hello = Hello {
             instance: Bytes::copy_from_slice(plugin.as_str().as_bytes()),
             ..Hello::default()

@@ -244,8 +244,8 @@ fn plaintext_leaves_the_machine_only_when_that_is_said() {
     refused(
         "listen.tcp = [\"127.0.0.1:7070\", \"0.0.0.0:7070\"]",
         "core.toml:1:33: listen.tcp: \"0.0.0.0:7070\" can be reached from other machines, and would \
-         be plaintext: tokens and data could be read on the way. Listen on \"127.0.0.1:7070\", or \
-         accept that with listen.insecure_plaintext = true or --insecure-plaintext",
+         be plaintext: tokens and data could be read on the way. Name it in listen.tls \
+         instead, where TLS is spoken, listen on \"127.0.0.1:7070\", or accept that with listen.insecure_plaintext = true or --insecure-plaintext",
     );
     for address in ["[::]:1", "192.168.1.2:1", "[::ffff:10.0.0.1]:1"] {
         let home = Home::new().flags(|flags| flags.listen = vec![address.to_owned()]);

@@ -256,7 +256,7 @@ fn a_child_becomes_remote_by_an_override() {
                 "name = \"lamp\"\nrun.command = \"./lamp\"\n",
             );
     match only(&home).kind {
-        Kind::Remote { token } => assert_eq!(token.reveal(), "0123456789abcdef"),
+        Kind::Remote { token: Some(token) } => assert_eq!(token.reveal(), "0123456789abcdef"),
         other => panic!("not remote: {other:?}"),
     }
 }
@@ -441,21 +441,26 @@ fn an_override_of_nothing_is_refused_with_a_suggestion() {
 }
 
 #[test]
-fn a_permission_that_grants_nothing_yet_is_a_warning() {
-    let manifest = "name = \"lamp\"\nrun.command = \"sh\"\npermissions.manage = ";
-    let home = |words: &str| {
-        Home::new()
-            .file("plugins/lamp/plugin.toml", &format!("{manifest}{words}\n"))
-            .variable("PATH", "/usr/bin:/bin")
-    };
-    assert_eq!(
-        home("[\"plugins.view\"]").warnings(),
-        [
-            "plugins/lamp/plugin.toml:3:22: plugin \"lamp\" asks for permissions.manage, which grants \
-             nothing yet: only operators manage plugins"
-        ]
+fn grants_and_denies_are_the_operator_s() {
+    let manifest =
+        "name = \"lamp\"\nrun.command = \"sh\"\npermissions.manage = [\"plugins.view\"]\n";
+    let home = Home::with_core(
+        "[plugins.lamp.grants]\npublish = [\"home.scene\"]\n[plugins.lamp.deny]\nmanage = [\"logs.read\"]\n",
+    )
+    .file("plugins/lamp/plugin.toml", manifest)
+    .variable("PATH", "/usr/bin:/bin");
+    let loaded = home.load().expect("accepted");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let lamp = &loaded.config.plugins[0];
+    assert_eq!(lamp.permissions.manage, [Manage::ViewPlugins]);
+    assert_eq!(lamp.granted.publish[0].as_str(), "home.scene");
+    assert_eq!(lamp.denied.manage, [Manage::ReadLogs]);
+    // A manifest asks; it does not grant itself anything.
+    let home = Home::new().file(
+        "plugins/lamp/plugin.toml",
+        "name = \"lamp\"\nrun.command = \"sh\"\ngrants.publish = [\"home.scene\"]\n",
     );
-    assert!(home("[]").warnings().is_empty());
+    assert_eq!(home.mistakes().len(), 1);
 }
 
 #[test]

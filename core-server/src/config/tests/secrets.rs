@@ -14,7 +14,7 @@ fn remote() -> Home {
 fn a_token_comes_from_a_file_that_only_its_owner_reads() {
     let home = remote();
     let kind = &home.config().plugins[0].kind;
-    assert!(matches!(kind, Kind::Remote { token } if token.reveal() == TOKEN));
+    assert!(matches!(kind, Kind::Remote { token: Some(token) } if token.reveal() == TOKEN));
     for mode in [0o640, 0o604, 0o620, 0o644, 0o601] {
         let home = remote().mode("run/far.token", mode);
         assert_eq!(
@@ -38,19 +38,18 @@ fn a_token_may_come_from_a_variable() {
     );
     let home = home.variable("FAR_TOKEN", TOKEN);
     let kind = &home.config().plugins[0].kind;
-    assert!(matches!(kind, Kind::Remote { token } if token.reveal() == TOKEN));
+    assert!(matches!(kind, Kind::Remote { token: Some(token) } if token.reveal() == TOKEN));
 }
 
 #[test]
-fn a_remote_plugin_has_exactly_one_token() {
+fn a_remote_plugin_has_at_most_one_configured_token() {
+    // It may get another credential while the core runs.
     let home = Home::with_core("[plugins.far]\nrun.kind = \"remote\"\n");
-    assert_eq!(
-        home.mistakes(),
-        [
-            "core.toml:1:10: plugin \"far\" is remote and has no token; set token_file or token_env in \
-          [plugins.far]"
-        ]
-    );
+    let loaded = home.load().expect("accepted");
+    assert!(matches!(
+        loaded.config.plugins[0].kind,
+        Kind::Remote { token: None }
+    ));
     let home = Home::with_core(
         "[plugins.far]\nrun.kind = \"remote\"\ntoken_file = \"a\"\ntoken_env = \"A\"\n",
     );

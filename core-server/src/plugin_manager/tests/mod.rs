@@ -26,7 +26,7 @@ use super::*;
 use crate::channel::{Hook, Outbound, OutboxReader, Runs, Welcome};
 use crate::error::Failure;
 use crate::routing::Router;
-use crate::security::{Credentials, Gatekeeper, Token};
+use crate::security::{Credentials, Gatekeeper, Policy, Token};
 use crate::supervisor::custody::Custody;
 use crate::supervisor::lifecycle::{Phase, PluginState};
 use crate::task::TaskScope;
@@ -87,7 +87,7 @@ fn remote(text: &str, requires: &[&str]) -> Manifest {
         ..manifest(
             text,
             Kind::Remote {
-                token: Token::random(),
+                token: Some(Token::random()),
             },
         )
     }
@@ -122,8 +122,13 @@ impl Home {
         let credentials = Credentials::default();
         let runs = Runs::default();
         let permissions = std::collections::HashMap::new();
-        let gatekeeper =
-            Gatekeeper::new(credentials.clone(), runs.clone(), permissions, Vec::new());
+        let gatekeeper = Gatekeeper::new(
+            credentials.clone(),
+            runs.clone(),
+            permissions,
+            Vec::new(),
+            Policy::default(),
+        );
         let router = Router::new(crate::routing::Config::default(), registry.clone());
         let dependencies = Dependencies {
             runs: runs.clone(),
@@ -195,11 +200,7 @@ impl Home {
 
     /// Opens a channel as a remote plugin.
     async fn open(&self, plugin: &str, hello: Hello) -> Result<Link, Error> {
-        let credential = Credential {
-            plugin: name(plugin),
-            run: None,
-            uid: None,
-        };
+        let credential = Credential::of_remote(&name(plugin));
         self.open_as(credential, hello).await
     }
 

@@ -136,12 +136,14 @@ async fn another_manifest_begins_another_run_that_counts_as_asked_for() {
 async fn a_token_that_was_replaced_is_none_any_more() {
     let lamp = remote("lamp", &[]);
     let home = Home::new(vec![lamp.clone()]);
-    let Kind::Remote { token: old } = &lamp.kind else {
+    let Kind::Remote { token: Some(old) } = &lamp.kind else {
         unreachable!("it is remote")
     };
     let new = Token::random();
     let rotated = Manifest {
-        kind: Kind::Remote { token: new.clone() },
+        kind: Kind::Remote {
+            token: Some(new.clone()),
+        },
         ..lamp.clone()
     };
     home.reload(&[rotated]).await;
@@ -228,11 +230,7 @@ async fn silence_and_a_wish_for_it_end_in_a_restart_with_the_new_configuration()
         assert_eq!(home.info("lamp").config_revision, u64::from(port));
     }
     let (outbox, mut reader) = Outbox::new(1 << 20);
-    let credential = Credential {
-        plugin: name("lamp"),
-        run: None,
-        uid: None,
-    };
+    let credential = Credential::of_remote(&name("lamp"));
     home.manager
         .open(credential, hello("x"), outbox)
         .await

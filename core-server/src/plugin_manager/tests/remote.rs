@@ -82,11 +82,7 @@ async fn welcome_tells_the_run_and_which_services_were_refused() {
         services: vec![service("lamp.turn_on"), service("other.turn_on")],
         ..hello("i")
     };
-    let credential = Credential {
-        plugin: name("lamp"),
-        run: None,
-        uid: None,
-    };
+    let credential = Credential::of_remote(&name("lamp"));
     let (outbox, reader) = Outbox::new(1 << 20);
     let admitted = home
         .manager

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use core_proto::contract::{self, http2, metadata};
 use core_proto::{received, v1};
+use core_tls::ClientTls;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -52,6 +53,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Certificates or keys cannot be used.
+    #[error("TLS cannot be spoken")]
+    Tls(#[from] core_tls::Error),
     /// Nobody answers there.
     #[error("cannot connect to the core at {address}")]
     Connect {
@@ -102,6 +106,29 @@ impl Dialer {
         }
     }
 
+    /// Dials addresses (`host:port`) one after the other until one answers, with TLS. `targets` is asked
+    /// for each connection, so that a renewed certificate is taken up. `shown` names it in messages.
+    #[must_use]
+    pub fn secure(
+        shown: &str,
+        targets: impl Fn() -> io::Result<(ClientTls, Vec<Address>)> + Send + Sync + 'static,
+    ) -> Self {
+        Self::through(shown, move || {
+            let targets = targets();
+            async move {
+                let (tls, addresses) = targets?;
+                let mut failed = io::Error::new(io::ErrorKind::NotFound, "there is no address");
+                for address in &addresses {
+                    match dial_safely(address, &tls).await {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => failed = error,
+                    }
+                }
+                Err(failed)
+            }
+        })
+    }
+
     /// Dials through a function that makes in-memory pipes, as embedded plugins and tests do.
     #[must_use]
     pub fn memory(
@@ -127,6 +154,19 @@ impl Dialer {
             shown: shown.into(),
         }
     }
+}
+
+async fn dial_safely(
+    address: &Address,
+    tls: &ClientTls,
+) -> io::Result<core_tls::TlsStream<tokio::net::TcpStream>> {
+    let Address::Tcp { host, port } = address else {
+        let text = "TLS is for TCP; on a unix socket the core knows its peer";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await?;
+    stream.set_nodelay(true)?;
+    tls.connect(stream, host).await
 }
 
 /// A dialer as tonic's transport uses it.
@@ -312,6 +352,8 @@ impl Connection {
         storage => storage_client::StorageClient;
         /// Lifecycle.
         plugin_manager => plugin_manager_client::PluginManagerClient;
+        /// Tokens, invitations, certificates.
+        access => access_client::AccessClient;
         /// What the core is.
         introspection => introspection_client::IntrospectionClient;
     }

@@ -14,6 +14,7 @@
 //! again. If the core answers with a new run, the old one is ended first (`on_stop`, `on_unload`, as far
 //! as they are due) and the core runs the hooks of the new one.
 
+mod enrollment;
 mod process;
 mod settings;
 
@@ -88,6 +89,15 @@ struct Host {
     run: Option<Arc<Run>>,
 }
 
+/// A task that is ended when this is dropped.
+struct EndsWithIt(tokio::task::AbortHandle);
+
+impl Drop for EndsWithIt {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What to do after a channel ended or was not opened.
 enum Next {
     /// Try again after this.
@@ -118,6 +128,14 @@ impl Host {
         };
         let mut backoff = Backoff::new(longest);
         let mut alone_since = Instant::now();
+        let renewing = self.settings.enrollment.clone().map(|enrollment| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                stop.run_until_cancelled_owned(enrollment.keep_renewed())
+                    .await
+            })
+        });
+        let _renewing = renewing.map(|task| EndsWithIt(task.abort_handle()));
         loop {
             let opened = stop
                 .run_until_cancelled(self.open_in_time(alone_since))
@@ -189,8 +207,12 @@ impl Host {
     }
 
     async fn open(&self) -> Result<Channel> {
+        if let Some(enrollment) = &self.settings.enrollment {
+            // Large, and for once in the life of a plugin.
+            Box::pin(enrollment.join_once()).await?;
+        }
         let token = self.settings.token().await.map_err(Error::from)?;
-        let connection = Connection::dial(&self.settings.dialer, Some(&token))
+        let connection = Connection::dial(&self.settings.dialer, token.as_ref())
             .await
             .map_err(|error| {
                 let error = Error::from(error);
@@ -260,7 +282,7 @@ impl Host {
         }
         let token = self.settings.token().await.map_err(Error::from)?;
         let streams =
-            Connection::dial_lazily(&self.settings.dialer, Some(&token)).map_err(Error::from)?;
+            Connection::dial_lazily(&self.settings.dialer, token.as_ref()).map_err(Error::from)?;
         let run = Run::new(Beginning {
             plugin: self.plugin.clone(),
             welcome,
@@ -305,6 +327,11 @@ impl Host {
     }
 
     fn after_refusal(&self, error: Error, backoff: &mut Backoff, alone_since: Instant) -> Next {
+        if let Some(enrollment) = &self.settings.enrollment
+            && error.is("BAD_CREDENTIAL")
+        {
+            enrollment.was_refused();
+        }
         let mends_itself = !is_permanent(&error);
         let alone = self.settings.kind != Kind::Remote;
         if alone && !mends_itself {

@@ -1,10 +1,13 @@
 //! Where the core is and how this process stands to it, read from the environment.
 
+use std::io;
 use std::path::PathBuf;
 
 use core_proto::contract::env;
 use core_proto::embed::Embedding;
+use core_tls::{BadJoinString, ClientTls, CredentialsDir, JoinString};
 
+use super::enrollment::Enrollment;
 use crate::client::{self, Address, BadAddress, Dialer, Token};
 
 /// Who looks after this process.
@@ -23,6 +26,8 @@ enum Credential {
     Token(Token),
     /// Read anew for each connection, so that a rotated token is taken up.
     File(PathBuf),
+    /// The connection shows it.
+    Certificate,
 }
 
 /// How a plugin reaches its core.
@@ -33,6 +38,8 @@ pub struct Settings {
     /// The name that the core knows the plugin by, where it is told.
     pub(crate) name: Option<String>,
     credential: Credential,
+    /// Where its certificate is kept and renewed.
+    pub(crate) enrollment: Option<Enrollment>,
 }
 
 /// Why the environment does not say how to reach a core.
@@ -49,10 +56,15 @@ pub enum SettingsError {
     /// `CORE_ADDR` is no address.
     #[error("CORE_ADDR cannot be used")]
     Address(#[from] BadAddress),
+    /// `CORE_JOIN` is no join string.
+    #[error("CORE_JOIN cannot be used")]
+    Join(#[from] BadJoinString),
 }
 
 impl Settings {
-    /// Reads `CORE_ADDR`, `CORE_TOKEN` or `CORE_TOKEN_FILE`, `CORE_PLUGIN` and `CORE_COOKIE`.
+    /// Reads `CORE_ADDR`, `CORE_TOKEN` or `CORE_TOKEN_FILE`, `CORE_PLUGIN` and `CORE_COOKIE`; for another
+    /// machine also `CORE_CA_FILE`, `CORE_CERT_FILE` with `CORE_KEY_FILE`, or `CORE_CREDENTIALS_DIR`,
+    /// once with `CORE_JOIN`. TLS is spoken exactly when a CA is known.
     ///
     /// # Errors
     /// What is missing, and what to do about it.
@@ -61,32 +73,62 @@ impl Settings {
     }
 
     fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
-        let address: Address = get(env::ADDR)
-            .ok_or(SettingsError::Missing {
-                name: env::ADDR,
-                remedy: "a core starts its plugins with it; for a remote plugin set it to \
-                         unix:/path or host:port",
-            })?
-            .parse()?;
+        let address: Option<Address> = get(env::ADDR).map(|text| text.parse()).transpose()?;
+        let enrollment = enrollment(&get)?;
+        if address.is_none() && enrollment.is_none() {
+            return Err(no_address());
+        }
+        let certificate = match (get(env::CERT_FILE), get(env::KEY_FILE)) {
+            (Some(certificate), Some(key)) => {
+                Some((PathBuf::from(certificate), PathBuf::from(key)))
+            }
+            (None, None) => None,
+            (certificate, _) => {
+                return Err(SettingsError::Missing {
+                    name: match certificate {
+                        Some(_) => env::KEY_FILE,
+                        None => env::CERT_FILE,
+                    },
+                    remedy: "certificate and key belong together",
+                });
+            }
+        };
+        let has_certificate = enrollment.is_some() || certificate.is_some();
         let credential = match (get(env::TOKEN), get(env::TOKEN_FILE)) {
             (Some(token), _) => Credential::Token(Token::new(token)),
             (None, Some(path)) => Credential::File(path.into()),
+            (None, None) if has_certificate => Credential::Certificate,
             (None, None) => {
                 return Err(SettingsError::Missing {
                     name: env::TOKEN,
                     remedy: "set it to the plugin's token, or CORE_TOKEN_FILE to a file that \
-                             holds it",
+                             holds it; a plugin on another machine may have CORE_JOIN and \
+                             CORE_CREDENTIALS_DIR instead",
                 });
             }
         };
+        let ca = get(env::CA_FILE);
+        if ca.is_none() && certificate.is_some() {
+            return Err(SettingsError::Missing {
+                name: env::CA_FILE,
+                remedy: "without the CA's certificate nobody knows whether the core is the core",
+            });
+        }
+        let dialer = match (&enrollment, address, ca) {
+            (Some(enrollment), address, _) => enrolled_dialer(&enrollment.directory, address),
+            (None, Some(address), Some(ca)) => secure_dialer(address, ca.into(), certificate),
+            (None, Some(address), None) => Dialer::new(address),
+            (None, None, _) => return Err(no_address()),
+        };
         Ok(Self {
-            dialer: Dialer::new(address),
+            dialer,
             kind: match get(env::COOKIE) {
                 Some(_) => Kind::Child,
                 None => Kind::Remote,
             },
             name: get(env::PLUGIN),
             credential,
+            enrollment,
         })
     }
 
@@ -104,6 +146,7 @@ impl Settings {
             kind: Kind::Remote,
             name: None,
             credential: Credential::Token(token),
+            enrollment: None,
         }
     }
 
@@ -122,11 +165,13 @@ impl Settings {
         self.kind == Kind::Child
     }
 
-    pub(crate) async fn token(&self) -> Result<Token, client::Error> {
+    /// What each request carries; `None`: the connection says who it is.
+    pub(crate) async fn token(&self) -> Result<Option<Token>, client::Error> {
         match &self.credential {
-            Credential::Token(token) => Ok(token.clone()),
+            Credential::Certificate => Ok(None),
+            Credential::Token(token) => Ok(Some(token.clone())),
             Credential::File(path) => match tokio::fs::read_to_string(path).await {
-                Ok(text) => Ok(Token::new(text)),
+                Ok(text) => Ok(Some(Token::new(text))),
                 Err(source) => Err(client::Error::TokenFile {
                     path: path.clone(),
                     source,
@@ -134,6 +179,61 @@ impl Settings {
             },
         }
     }
+}
+
+fn no_address() -> SettingsError {
+    SettingsError::Missing {
+        name: env::ADDR,
+        remedy: "a core starts its plugins with it; for a remote plugin set it to unix:/path or \
+                 host:port",
+    }
+}
+
+fn enrollment(get: &impl Fn(&str) -> Option<String>) -> Result<Option<Enrollment>, SettingsError> {
+    let invitation: Option<JoinString> = get(env::JOIN).map(|text| text.parse()).transpose()?;
+    match get(env::CREDENTIALS_DIR) {
+        Some(directory) => {
+            let directory = CredentialsDir::new(directory);
+            Ok(Some(Enrollment::new(directory, invitation)))
+        }
+        None if invitation.is_some() => Err(SettingsError::Missing {
+            name: env::CREDENTIALS_DIR,
+            remedy: "a join string is good once: name a directory where what it gives is kept",
+        }),
+        None => Ok(None),
+    }
+}
+
+/// Dials with what a directory of credentials holds, once there is something.
+fn enrolled_dialer(directory: &CredentialsDir, address: Option<Address>) -> Dialer {
+    let shown = address.as_ref().map_or_else(
+        || "the core that was joined".to_owned(),
+        ToString::to_string,
+    );
+    let directory = directory.clone();
+    Dialer::secure(&shown, move || {
+        let identity = (directory.certificate(), directory.key());
+        let tls = ClientTls::from_files(&directory.ca(), Some((&identity.0, &identity.1)));
+        let addresses = match &address {
+            Some(address) => vec![address.clone()],
+            None => {
+                let stored = directory.read()?.addresses;
+                let parsed: Result<_, _> = stored.iter().map(|text| text.parse()).collect();
+                parsed.map_err(io::Error::other)?
+            }
+        };
+        Ok((tls.map_err(io::Error::other)?, addresses))
+    })
+}
+
+/// Dials with certificates in files, read anew for each connection.
+fn secure_dialer(address: Address, ca: PathBuf, identity: Option<(PathBuf, PathBuf)>) -> Dialer {
+    Dialer::secure(&address.to_string(), move || {
+        let identity = identity.as_ref();
+        let identity = identity.map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        let tls = ClientTls::from_files(&ca, identity).map_err(io::Error::other)?;
+        Ok((tls, vec![address.clone()]))
+    })
 }
 
 #[cfg(test)]
@@ -160,6 +260,53 @@ mod tests {
         let settings = read(&child).expect("complete");
         assert!(settings.is_child());
         assert_eq!(settings.name.as_deref(), Some("lamp-2"));
+    }
+
+    #[test]
+    fn another_machine_needs_a_ca_and_a_credential_and_no_more() {
+        let join = core_tls::JoinString {
+            id: "a".to_owned(),
+            secret: "b".to_owned(),
+            pin: core_tls::Pin::of(b"x"),
+            addresses: vec!["core.lan:7443".to_owned()],
+        };
+        let join = join.to_string();
+        let address = ("CORE_ADDR", "core.lan:7443");
+        let ca = ("CORE_CA_FILE", "/ca.pem");
+        for good in [
+            &[address, ca, ("CORE_TOKEN", "t")][..],
+            &[
+                address,
+                ca,
+                ("CORE_CERT_FILE", "/c"),
+                ("CORE_KEY_FILE", "/k"),
+            ],
+            &[("CORE_JOIN", join.as_str()), ("CORE_CREDENTIALS_DIR", "/d")],
+            &[("CORE_CREDENTIALS_DIR", "/d")],
+        ] {
+            read(good).expect("complete");
+        }
+        for (bad, named) in [
+            (
+                &[address, ca, ("CORE_CERT_FILE", "/c")][..],
+                "CORE_KEY_FILE",
+            ),
+            (
+                &[address, ("CORE_CERT_FILE", "/c"), ("CORE_KEY_FILE", "/k")],
+                "CORE_CA_FILE",
+            ),
+            (&[("CORE_JOIN", join.as_str())], "CORE_CREDENTIALS_DIR"),
+            (
+                &[
+                    ("CORE_JOIN", "corejoin1.cut"),
+                    ("CORE_CREDENTIALS_DIR", "/d"),
+                ],
+                "CORE_JOIN",
+            ),
+        ] {
+            let error = read(bad).expect_err(named);
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

@@ -1,0 +1,237 @@
+//! `core-server init`: everything that a core needs before its first start, made once. What is there is
+//! left alone, so that it may be run each time, as compose does.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::RuntimeError;
+use crate::config::Config;
+use crate::files::{DirectoryLock, Outlives, write_atomically};
+use crate::runtime::make_certificates;
+use crate::security::Credentials;
+use crate::security::access::{self, Access};
+use crate::security::authority::Made;
+use crate::types::PluginName;
+
+/// Why nothing more was made. What was made before stands.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory cannot be made.
+    #[error("cannot make {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A core runs: tokens are made by asking it.
+    #[error("{} is in use; with a core that runs, make tokens with `corectl tokens create`", path.display())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// Who.
+        source: io::Error,
+    },
+    /// Certificates cannot be made.
+    #[error("certificates cannot be made")]
+    Certificates(#[source] Box<RuntimeError>),
+    /// A token cannot be made.
+    #[error("a token cannot be made")]
+    Token(#[from] access::Error),
+}
+
+/// One thing that a core needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What it is: "configuration", "directory", "ca", "certificate", "operator_token", "plugin_token".
+    pub what: &'static str,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Made now, or there before.
+    pub made: Made,
+}
+
+/// Writes a commented configuration where there is none. `names`: by which other machines reach this one.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn configuration(path: &Path, names: &[String]) -> Result<Item, Error> {
+    let made = if path.exists() {
+        Made::Before
+    } else {
+        let listed: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+        let names = if names.is_empty() {
+            "# tls_names = [\"core.lan\", \"192.168.1.10\"]".to_owned()
+        } else {
+            format!("tls_names = [{}]", listed.join(", "))
+        };
+        let text = CONFIGURATION.replace("NAMES", &names);
+        write_atomically(path, text.as_bytes(), Outlives::Power).map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Made::Now
+    };
+    Ok(Item {
+        what: "configuration",
+        path: path.to_owned(),
+        made,
+    })
+}
+
+/// What `init` writes; every line of it can be left out.
+const CONFIGURATION: &str = "\
+# The configuration of this core. All settings, with their defaults: core-server check-config;
+# what they mean: docs/reference/configuration.md.
+
+[listen]
+# Plugins and operators on other machines; TLS is spoken here. Take it out if there are none.
+tls = [\"0.0.0.0:7443\"]
+# Names and addresses by which they reach this machine. Without it, as the core finds them.
+NAMES
+";
+
+/// Makes the directories, the certificates, a token for operators and one for each of `plugins`, each in
+/// a file that only this user can read.
+///
+/// # Errors
+/// [`Error`].
+pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error> {
+    let mut items = Vec::new();
+    for directory in [&config.plugins_dir, &config.data_dir] {
+        let made = if directory.is_dir() {
+            Made::Before
+        } else {
+            Made::Now
+        };
+        let failed = |source| Error::File {
+            path: directory.clone(),
+            source,
+        };
+        let mut builder = DirBuilder::new();
+        let built = builder.recursive(true).mode(0o700).create(directory);
+        built.map_err(failed)?;
+        items.push(Item {
+            what: "directory",
+            path: directory.clone(),
+            made,
+        });
+    }
+    let made = make_certificates(config).map_err(|error| Error::Certificates(Box::new(error)))?;
+    let security = config.data_dir.join("security");
+    let files = [("ca", "ca.pem"), ("certificate", "server.pem")];
+    for ((what, name), made) in files.into_iter().zip(made) {
+        items.push(Item {
+            what,
+            path: security.join(name),
+            made,
+        });
+    }
+    let operator = (None, "operator_token", security.join("operator.token"));
+    let of_plugin = |plugin: &PluginName| {
+        let path = security.join(format!("{plugin}.token"));
+        (Some(plugin.clone()), "plugin_token", path)
+    };
+    let wanted: Vec<_> = std::iter::once(operator)
+        .chain(plugins.iter().map(of_plugin))
+        .collect();
+    let access = if wanted.iter().all(|(_, _, path)| path.exists()) {
+        None
+    } else {
+        Some(open(config, &security)?)
+    };
+    for (plugin, what, path) in wanted {
+        let made = match &access {
+            Some((access, _)) if !path.exists() => {
+                let (record, token) = access.create_token(plugin.as_ref(), "init", None)?;
+                let text = format!("{}\n", token.reveal());
+                let written = write_atomically(&path, text.as_bytes(), Outlives::Power);
+                if let Err(source) = written {
+                    // Nobody has seen it, and nobody ever will.
+                    access.revoke(&access::Which::Ids(vec![record.id]))?;
+                    return Err(Error::File { path, source });
+                }
+                Made::Now
+            }
+            _ => Made::Before,
+        };
+        items.push(Item { what, path, made });
+    }
+    Ok(items)
+}
+
+/// The credentials that are kept, while no core runs on them.
+fn open(config: &Config, security: &Path) -> Result<(Access, DirectoryLock), Error> {
+    let lock = DirectoryLock::take(&config.data_dir).map_err(|source| Error::InUse {
+        path: config.data_dir.clone(),
+        source,
+    })?;
+    fs::create_dir_all(security).map_err(|source| Error::File {
+        path: security.to_owned(),
+        source,
+    })?;
+    let access = Access::open(security, Credentials::default(), None);
+    let access = access.map_err(|source| Error::File {
+        path: security.join("credentials.json"),
+        source,
+    })?;
+    Ok((access, lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn everything_is_made_once_and_is_this_users_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = Config::for_tests(home.path());
+        let plugins = [PluginName::parse("shed").expect("good name")];
+        let first = init(&config, &plugins).expect("made");
+        assert!(first.iter().all(|item| item.made == Made::Now), "{first:?}");
+        let token = home.path().join("data/security/shed.token");
+        let before = fs::read_to_string(&token).expect("there");
+        for item in &first {
+            let mode = fs::metadata(&item.path)
+                .expect("there")
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o077, 0, "{item:?}");
+        }
+        let again = init(&config, &plugins).expect("there");
+        assert!(
+            again.iter().all(|item| item.made == Made::Before),
+            "{again:?}"
+        );
+        assert_eq!(fs::read_to_string(&token).expect("there"), before);
+    }
+
+    #[test]
+    fn while_a_core_runs_it_is_asked_for_tokens() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = Config::for_tests(home.path());
+        let _core = DirectoryLock::take(&config.data_dir).expect("free");
+        let error = init(&config, &[]).expect_err("in use").to_string();
+        assert!(error.contains("corectl tokens create"), "{error}");
+    }
+
+    #[test]
+    fn the_configuration_is_accepted_and_left_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("core.toml");
+        let names = ["core.lan".to_owned(), "192.168.1.10".to_owned()];
+        assert_eq!(configuration(&path, &names).expect("made").made, Made::Now);
+        assert_eq!(configuration(&path, &[]).expect("there").made, Made::Before);
+        let loaded = crate::config::load(&crate::config::Flags::default(), [], home.path());
+        let listen = loaded.expect("accepted").config.listen;
+        assert_eq!(listen.tls_names, names);
+        assert_eq!(listen.tls.len(), 1);
+        fs::remove_file(&path).expect("there");
+        configuration(&path, &[]).expect("made");
+        crate::config::load(&crate::config::Flags::default(), [], home.path()).expect("accepted");
+    }
+}

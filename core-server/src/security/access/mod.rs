@@ -1,0 +1,521 @@
+//! Who may come in: credentials that are made while the core runs.
+//!
+//! Owns: tokens that somebody makes, invitations, certificates of plugins, the file that keeps them over
+//! restarts. Does not own: the credentials of runs and of the configuration (`credentials`), nor what a
+//! known caller may do (`gatekeeper`).
+//!
+//! Invariants
+//! - Nothing is handed out before it is on the disk. What was revoked is refused from that moment on,
+//!   even if the disk does not take it.
+//! - Secrets are handed out once and kept as hashes. Invitations live in memory and end with the core.
+//! - A certificate is worth something as long as its record is there: a list of those allowed, so that
+//!   losing it lets nobody in.
+//!
+//! Limits: 1,024 credentials, 8 live certificates of one plugin (the oldest gives way), 256 invitations.
+//! Every function that changes something writes to the disk: not to be called on the runtime's threads.
+
+mod invitations;
+mod store;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use core_tls::JoinString;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::authority::{self, Authority};
+use super::credentials::{Credential, Credentials, Holder, OperatorToken, Token, digest_of};
+use crate::error::{Classify, ErrorKind, Outcome, Reason};
+use crate::types::PluginName;
+use invitations::{Invitation, Invitations, No};
+use store::{Content, Store};
+pub use store::{Kind, Record};
+
+/// Credentials that are kept at once.
+const MAX_RECORDS: usize = 1_024;
+/// Certificates of one plugin that are good at once: renewals keep the one before.
+const MAX_CERTIFICATES: usize = 8;
+/// So long after its end a certificate is good for another one: devices are switched off.
+pub const RENEWABLE_FOR: Duration = Duration::from_secs(30 * 86_400);
+/// Usual life of an invitation.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(600);
+
+/// Why a credential is not made, used or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There are too many.
+    #[error("there are {limit} already; revoke some: corectl tokens list")]
+    Full {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// It could not be written, and so is not there.
+    #[error("it cannot be written to the data directory, so nothing was made")]
+    NotMade(#[source] io::Error),
+    /// It is refused from now on, but could not be written.
+    #[error(
+        "it is revoked, but that cannot be written to the data directory: it would be good again after a restart of the core"
+    )]
+    NotKept(#[source] io::Error),
+    /// No credential has this name.
+    #[error("there is no credential \"{id}\"; corectl tokens list shows them")]
+    Unknown {
+        /// What was asked for.
+        id: String,
+    },
+    /// This core does not listen with TLS.
+    #[error(
+        "this core does not listen with TLS: set listen.tls in core.toml (`core-server init` does it) and restart it"
+    )]
+    NoTls,
+    /// The invitation is not good.
+    #[error(
+        "the invitation is not good: it was used, it is over (they last 10 min), or it was mistyped; make another with `corectl plugins invite`"
+    )]
+    BadInvitation,
+    /// It has just been tried from there.
+    #[error("one attempt a second is allowed from one address; try again")]
+    TooSoon,
+    /// The request for a certificate is not good.
+    #[error("the request for a certificate cannot be used")]
+    BadRequest(#[from] authority::Error),
+}
+
+impl Classify for Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Full { .. } | Self::TooSoon => ErrorKind::ResourceExhausted,
+            Self::NotMade(_) | Self::NotKept(_) => ErrorKind::Unavailable,
+            Self::Unknown { .. } => ErrorKind::NotFound,
+            Self::NoTls => ErrorKind::FailedPrecondition,
+            Self::BadInvitation => ErrorKind::Unauthenticated,
+            Self::BadRequest(_) => ErrorKind::InvalidArgument,
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Full { .. } => Reason::CredentialsFull,
+            Self::NotMade(_) | Self::NotKept(_) => Reason::NotKept,
+            Self::Unknown { .. } => Reason::NoSuchCredential,
+            Self::NoTls => Reason::NoTls,
+            Self::BadInvitation => Reason::BadInvitation,
+            Self::TooSoon => Reason::TooManyAttempts,
+            Self::BadRequest(_) => Reason::BadField,
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::NotMade(cause) | Self::NotKept(cause) => vec![("cause", cause.to_string())],
+            Self::Unknown { id } => vec![("id", id.clone())],
+            Self::Full { limit } => vec![("limit", limit.to_string())],
+            Self::BadRequest(_) => vec![("field", "csr".to_owned())],
+            Self::NoTls | Self::BadInvitation | Self::TooSoon => Vec::new(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::TooSoon).then_some(Duration::from_secs(1))
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::NotKept(_) => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+}
+
+/// What a plugin on another machine is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its name.
+    pub plugin: PluginName,
+    /// Its certificate.
+    pub certificate_pem: String,
+    /// Whom it is to trust.
+    pub ca_pem: String,
+    /// When the certificate expires.
+    pub expires_at: SystemTime,
+    /// When to ask for another.
+    pub renew_at: SystemTime,
+}
+
+/// Which credentials to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// These.
+    Ids(Vec<String>),
+    /// All of a plugin.
+    OfPlugin(PluginName),
+}
+
+/// The credentials that are made while the core runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    credentials: Credentials,
+    /// Guards the file. Held while it is written: never taken on the runtime's threads but to read.
+    store: Mutex<Store>,
+    invitations: Mutex<Invitations>,
+    tls: Option<Tls>,
+}
+
+/// What certificates need.
+#[derive(Debug)]
+pub struct Tls {
+    /// Who signs them.
+    pub authority: Authority,
+    /// Where plugins on other machines reach the core, likeliest first.
+    pub addresses: Vec<String>,
+}
+
+impl Access {
+    /// Reads what is kept in `directory` and puts it in force.
+    ///
+    /// # Errors
+    /// The file cannot be read or understood.
+    pub fn open(directory: &Path, credentials: Credentials, tls: Option<Tls>) -> io::Result<Self> {
+        let store = Store::open(directory)?;
+        for record in &store.content.credentials {
+            hold(&credentials, record);
+        }
+        let inner = Inner {
+            credentials,
+            store: Mutex::new(store),
+            invitations: Mutex::default(),
+            tls,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The plugins that have a credential here, whether the configuration knows them or not.
+    #[must_use]
+    pub fn plugins(&self) -> BTreeSet<PluginName> {
+        self.inner.store.lock().content.plugins()
+    }
+
+    /// Makes a token: a plugin's, or an operator's.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::NotMade`].
+    pub fn create_token(
+        &self,
+        plugin: Option<&PluginName>,
+        label: &str,
+        valid_for: Option<Duration>,
+    ) -> Result<(Record, Token), Error> {
+        let token = Token::random();
+        let now = SystemTime::now();
+        let record = Record {
+            plugin: plugin.map(ToString::to_string),
+            label: label.to_owned(),
+            expires_at: valid_for.map(|life| seconds(now + life)),
+            ..self.record(Kind::Token, hex(&digest_of(&token)), now)
+        };
+        self.keep(record.clone(), now)?;
+        Ok((record, token))
+    }
+
+    /// Makes an invitation.
+    ///
+    /// # Errors
+    /// [`Error::NoTls`], [`Error::Full`].
+    pub fn invite(
+        &self,
+        plugin: &PluginName,
+        valid_for: Duration,
+    ) -> Result<(Record, JoinString), Error> {
+        let tls = self.tls()?;
+        let (secret, now) = (Token::random(), SystemTime::now());
+        let record = Record {
+            plugin: Some(plugin.to_string()),
+            expires_at: Some(seconds(now + valid_for)),
+            ..self.record(Kind::Invitation, String::new(), now)
+        };
+        let times = (record.created_at, seconds(now + valid_for));
+        let digest = digest_of(&secret);
+        let until = Instant::now() + valid_for;
+        let invitation = Invitation::new(plugin.clone(), digest, until, times);
+        let mut invitations = self.inner.invitations.lock();
+        if !invitations.add(record.id.clone(), invitation, Instant::now()) {
+            return Err(Error::Full { limit: 256 });
+        }
+        let join = JoinString {
+            id: record.id.clone(),
+            secret: secret.reveal().to_owned(),
+            pin: tls.authority.pin(),
+            addresses: tls.addresses.clone(),
+        };
+        Ok((record, join))
+    }
+
+    /// Uses an invitation up.
+    ///
+    /// # Errors
+    /// [`Error::NoTls`], [`Error::TooSoon`], [`Error::BadInvitation`], [`Error::BadRequest`],
+    /// [`Error::Full`], [`Error::NotMade`]; but for the first three the invitation is used up.
+    pub fn join(
+        &self,
+        id: &str,
+        secret: &str,
+        request: &[u8],
+        from: Option<IpAddr>,
+    ) -> Result<Identity, Error> {
+        self.tls()?;
+        // Whatever is no secret is a wrong one, and counts as a guess.
+        let secret = Token::from_text(secret).map_or([0; 32], |secret| digest_of(&secret));
+        let taken = self
+            .inner
+            .invitations
+            .lock()
+            .take(id, &secret, from, Instant::now());
+        let invitation = taken.map_err(|no| match no {
+            No::Invalid => Error::BadInvitation,
+            No::TooSoon => Error::TooSoon,
+        })?;
+        self.certify(&invitation.plugin, request, "joined")
+    }
+
+    /// Another certificate for a plugin that has shown the one it has.
+    ///
+    /// # Errors
+    /// [`Error::NoTls`], [`Error::BadRequest`], [`Error::Full`], [`Error::NotMade`].
+    pub fn renew(&self, plugin: &PluginName, request: &[u8]) -> Result<Identity, Error> {
+        self.certify(plugin, request, "renewed")
+    }
+
+    fn certify(&self, plugin: &PluginName, request: &[u8], label: &str) -> Result<Identity, Error> {
+        let authority = &self.tls()?.authority;
+        let now = SystemTime::now();
+        let known = self.inner.store.lock().content.clock;
+        // Devices must not be locked out once the clock is right.
+        let issued = authority.sign(request, plugin, at_least(now, known))?;
+        let record = Record {
+            plugin: Some(plugin.to_string()),
+            label: label.to_owned(),
+            expires_at: Some(seconds(issued.expires_at)),
+            clock_was_behind: is_behind(now, known),
+            ..self.record(Kind::Certificate, issued.digest.to_string(), now)
+        };
+        self.keep(record, now)?;
+        let expires_at = issued.expires_at;
+        Ok(Identity {
+            plugin: plugin.clone(),
+            certificate_pem: issued.pem,
+            ca_pem: authority.bundle_pem().to_owned(),
+            expires_at,
+            renew_at: expires_at - authority::CERTIFICATE_LIFE / 3,
+        })
+    }
+
+    /// All credentials and open invitations, of one plugin or of everybody.
+    #[must_use]
+    pub fn list(&self, plugin: Option<&PluginName>) -> Vec<Record> {
+        let mut records = self.inner.store.lock().content.credentials.clone();
+        let invitations = self.inner.invitations.lock();
+        records.extend(
+            invitations
+                .open(Instant::now())
+                .map(|(id, invitation)| Record {
+                    id: id.clone(),
+                    kind: Kind::Invitation,
+                    plugin: Some(invitation.plugin.to_string()),
+                    label: String::new(),
+                    digest: String::new(),
+                    created_at: invitation.created_at,
+                    expires_at: Some(invitation.expires_at),
+                    clock_was_behind: false,
+                }),
+        );
+        drop(invitations);
+        let wanted = plugin.map(PluginName::as_str);
+        records.retain(|record| wanted.is_none() || record.plugin.as_deref() == wanted);
+        records.sort_by(|a, b| {
+            (&a.plugin, a.created_at, &a.id).cmp(&(&b.plugin, b.created_at, &b.id))
+        });
+        records
+    }
+
+    /// Ends credentials: at once, then on the disk. How many.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: nothing ended; [`Error::NotKept`].
+    pub fn revoke(&self, which: &Which) -> Result<usize, Error> {
+        let ends = |id: &str, plugin: Option<&str>| match which {
+            Which::Ids(ids) => ids.iter().any(|one| one == id),
+            Which::OfPlugin(name) => plugin == Some(name.as_str()),
+        };
+        if let Which::Ids(ids) = which {
+            let known = self.list(None);
+            let unknown = ids
+                .iter()
+                .find(|id| !known.iter().any(|record| record.id == **id));
+            if let Some(id) = unknown {
+                return Err(Error::Unknown { id: id.clone() });
+            }
+        }
+        let invitations = self
+            .inner
+            .invitations
+            .lock()
+            .close(|id, invitation| ends(id, Some(invitation.plugin.as_str())));
+        let mut store = self.inner.store.lock();
+        let mut content = store.content.clone();
+        let (over, left): (Vec<_>, Vec<_>) = content
+            .credentials
+            .into_iter()
+            .partition(|record| ends(&record.id, record.plugin.as_deref()));
+        for record in &over {
+            self.inner.credentials.revoke(&record.id);
+        }
+        content.credentials = left;
+        let ended = invitations + over.len();
+        if !over.is_empty() {
+            let now = seconds(SystemTime::now());
+            store.replace(content, now).map_err(Error::NotKept)?;
+        }
+        Ok(ended)
+    }
+
+    /// The authority, where this core listens with TLS.
+    ///
+    /// # Errors
+    /// [`Error::NoTls`].
+    pub fn tls(&self) -> Result<&Tls, Error> {
+        self.inner.tls.as_ref().ok_or(Error::NoTls)
+    }
+
+    fn record(&self, kind: Kind, digest: String, now: SystemTime) -> Record {
+        Record {
+            id: format!("{:016x}", rand::random::<u64>()),
+            kind,
+            plugin: None,
+            label: String::new(),
+            digest,
+            created_at: seconds(now),
+            expires_at: None,
+            clock_was_behind: false,
+        }
+    }
+
+    /// Writes a record, then puts it in force. What is over for good makes room.
+    fn keep(&self, record: Record, now: SystemTime) -> Result<(), Error> {
+        let mut store = self.inner.store.lock();
+        let mut content = store.content.clone();
+        let is_behind = is_behind(now, content.clock);
+        let mut over = tidy(&mut content, now, is_behind);
+        if record.kind == Kind::Certificate {
+            over.extend(make_place(&mut content, &record));
+        }
+        if content.credentials.len() >= MAX_RECORDS {
+            return Err(Error::Full { limit: MAX_RECORDS });
+        }
+        content.credentials.push(record.clone());
+        // A clock that was set back for a moment does not take the memory of the right time with it.
+        let clock = seconds(now).max(content.clock);
+        store.replace(content, clock).map_err(Error::NotMade)?;
+        for record in &over {
+            self.inner.credentials.revoke(&record.id);
+        }
+        hold(&self.inner.credentials, &record);
+        Ok(())
+    }
+}
+
+/// Takes out what nobody can use any more.
+fn tidy(content: &mut Content, now: SystemTime, clock_is_behind: bool) -> Vec<Record> {
+    if clock_is_behind {
+        return Vec::new();
+    }
+    let is_over = |record: &Record| {
+        let useful = match record.kind {
+            Kind::Certificate => RENEWABLE_FOR,
+            Kind::Token | Kind::Invitation => Duration::ZERO,
+        };
+        record.judged_expiry().is_some_and(|at| at + useful <= now)
+    };
+    let (over, left) = std::mem::take(&mut content.credentials)
+        .into_iter()
+        .partition(is_over);
+    content.credentials = left;
+    over
+}
+
+/// Takes out the oldest certificates of a plugin that is about to have one too many.
+fn make_place(content: &mut Content, newcomer: &Record) -> Vec<Record> {
+    let same =
+        |record: &&Record| record.kind == Kind::Certificate && record.plugin == newcomer.plugin;
+    let mut ids: Vec<_> = content
+        .credentials
+        .iter()
+        .filter(same)
+        .map(|record| (record.created_at, record.id.clone()))
+        .collect();
+    ids.sort();
+    let surplus = (ids.len() + 1).saturating_sub(MAX_CERTIFICATES);
+    let over: BTreeSet<_> = ids.into_iter().take(surplus).map(|(_, id)| id).collect();
+    let (over, left) = std::mem::take(&mut content.credentials)
+        .into_iter()
+        .partition(|record| over.contains(&record.id));
+    content.credentials = left;
+    over
+}
+
+/// Whether a clock says an earlier time than it once did.
+fn is_behind(now: SystemTime, known: u64) -> bool {
+    seconds(now) < known || core_tls::believable(now) != now
+}
+
+fn at_least(now: SystemTime, known: u64) -> SystemTime {
+    now.max(SystemTime::UNIX_EPOCH + Duration::from_secs(known))
+}
+
+/// Puts a kept credential in force.
+fn hold(credentials: &Credentials, record: &Record) {
+    let Some(digest) = record.parsed_digest() else {
+        return;
+    };
+    let id: Arc<str> = record.id.as_str().into();
+    let holder = match (&record.plugin, record.parsed_plugin()) {
+        (None, _) => Holder::Operator(OperatorToken {
+            id,
+            revoked: tokio_util::sync::CancellationToken::new(),
+        }),
+        (Some(_), Some(plugin)) => Holder::Plugin(Credential {
+            id: Some(id),
+            ..Credential::of_remote(&plugin)
+        }),
+        // A name that is none: somebody edited the file.
+        (Some(_), None) => return,
+    };
+    match record.kind {
+        Kind::Token => credentials.hold_token(digest, holder, record.judged_expiry()),
+        Kind::Certificate => credentials.hold_certificate(digest, holder, record.judged_expiry()),
+        Kind::Invitation => {}
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

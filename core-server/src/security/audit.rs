@@ -1,0 +1,378 @@
+//! The audit log: who was let in, who was not, who changed what others may do. `audit.jsonl`, one JSON
+//! object a line: time, id, action, decision, and what is known of who, what and why. Never a value, never
+//! a secret.
+//!
+//! A thread of its own writes: nobody who asks for something waits for the disk. When it is full (1,024
+//! records wait) records are dropped and counted, and the next line says how many. Denials of one plugin
+//! beyond 10 a second are counted and told in one line. At 8 MiB the file becomes `audit.1.jsonl`, and so
+//! on up to 4.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// Records that wait for the disk.
+const QUEUE: usize = 1_024;
+/// A file of this size is put aside.
+const FILE_BYTES: u64 = 8 << 20;
+/// Files that are kept beside the one in use.
+const OLD_FILES: u32 = 4;
+/// Denials of one caller in a second that are told one by one.
+const DENIALS_A_SECOND: u32 = 10;
+/// Callers whose denials are counted apart; those beyond are counted together.
+const CALLERS: usize = 256;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What happened. Fields that are not known are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// What was asked for or done: "publish", "Access/CreateToken", "join".
+    pub action: String,
+    /// "allowed", "denied", "would_be_denied".
+    pub decision: &'static str,
+    /// The plugin that asked, or that it is about.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub plugin: String,
+    /// Its run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Where it came from.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer: String,
+    /// Topic, service, key, namespace, credential's id.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource: String,
+    /// What decided: a reason of error.proto, or the entry that was missing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// So many more of this caller's were not told one by one.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub suppressed: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// What decided, in the three words that there are.
+pub mod decision {
+    /// It was done.
+    pub const ALLOWED: &str = "allowed";
+    /// It was refused.
+    pub const DENIED: &str = "denied";
+    /// It was done, and would be refused under `security.mode = "enforce"`.
+    pub const WOULD_BE_DENIED: &str = "would_be_denied";
+}
+
+/// The audit log. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Audit {
+    inner: Option<Arc<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: SyncSender<(SystemTime, u64, Record)>,
+    next_id: AtomicU64,
+    dropped: AtomicU64,
+    /// Short lock: no await, no I/O inside.
+    denials: Mutex<Denials>,
+}
+
+impl Audit {
+    /// A log that keeps nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// A log in this directory, which is made when there is something to write. The thread ends with the
+    /// last handle, when everything is written.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(directory: &Path) -> io::Result<Self> {
+        let (queue, records) = sync_channel(QUEUE);
+        let mut file = Rotating::new(directory);
+        let thread = std::thread::Builder::new().name("audit".to_owned());
+        thread.spawn(move || write_all(&records, &mut file))?;
+        let inner = Inner {
+            queue,
+            next_id: AtomicU64::new(1),
+            dropped: AtomicU64::new(0),
+            denials: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Some(Arc::new(inner)),
+        })
+    }
+
+    /// Notes what happened; never waits.
+    pub fn note(&self, record: Record) {
+        let Some(inner) = &self.inner else { return };
+        let record = if record.decision == decision::ALLOWED {
+            Some(record)
+        } else {
+            inner.denials.lock().judge(record, Instant::now())
+        };
+        let Some(mut record) = record else { return };
+        record.suppressed += inner.dropped.swap(0, Ordering::Relaxed);
+        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let suppressed = record.suppressed;
+        match inner.queue.try_send((SystemTime::now(), id, record)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                inner.dropped.fetch_add(1 + suppressed, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Which denials are told: pure.
+#[derive(Debug, Default)]
+struct Denials {
+    by_caller: HashMap<String, Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    told: u32,
+    untold: u64,
+}
+
+impl Denials {
+    /// The record, if it is to be told; with those that were not since the last one.
+    fn judge(&mut self, mut record: Record, now: Instant) -> Option<Record> {
+        let caller = match record.plugin.as_str() {
+            "" => &record.peer,
+            plugin => plugin,
+        };
+        // A port is another one with each connection.
+        let caller = caller
+            .rsplit_once(':')
+            .map_or(caller.as_ref(), |(host, _)| host);
+        let key = if self.by_caller.len() < CALLERS || self.by_caller.contains_key(caller) {
+            caller
+        } else {
+            ""
+        };
+        let window = self.by_caller.entry(key.to_owned()).or_insert(Window {
+            since: now,
+            told: 0,
+            untold: 0,
+        });
+        if now.saturating_duration_since(window.since) >= SECOND {
+            window.since = now;
+            window.told = 0;
+        }
+        if window.told >= DENIALS_A_SECOND {
+            window.untold += 1;
+            return None;
+        }
+        window.told += 1;
+        record.suppressed += std::mem::take(&mut window.untold);
+        Some(record)
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    id: u64,
+    #[serde(flatten)]
+    record: &'a Record,
+}
+
+fn write_all(records: &Receiver<(SystemTime, u64, Record)>, file: &mut Rotating) {
+    let mut failing = false;
+    while let Ok((time, id, record)) = records.recv() {
+        let time = jiff::Timestamp::try_from(time);
+        let line = Line {
+            time: time.map_or_else(|_| String::new(), |time| time.to_string()),
+            id,
+            record: &record,
+        };
+        let written = serde_json::to_vec(&line)
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                file.write(&line)
+            });
+        match written {
+            Ok(()) => failing = false,
+            // Once, not for each line: the disk may be full for hours.
+            Err(error) if !failing => {
+                failing = true;
+                tracing::error!(%error, "the audit log cannot be written");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// A file that is put aside when it is large.
+#[derive(Debug)]
+struct Rotating {
+    path: PathBuf,
+    open: Option<(File, u64)>,
+}
+
+impl Rotating {
+    fn new(directory: &Path) -> Self {
+        Self {
+            path: directory.join("audit.jsonl"),
+            open: None,
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.try_write(line);
+        if written.is_err() {
+            // Opened anew for the next one.
+            self.open = None;
+        }
+        written
+    }
+
+    fn try_write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|(_, size)| *size >= FILE_BYTES)
+        {
+            self.open = None;
+            self.put_aside()?;
+        }
+        let (file, size) = match &mut self.open {
+            Some(open) => open,
+            None => {
+                if let Some(directory) = self.path.parent() {
+                    fs::create_dir_all(directory)?;
+                }
+                let mut options = File::options();
+                let file = options
+                    .append(true)
+                    .create(true)
+                    .mode(0o600)
+                    .open(&self.path)?;
+                let size = file.metadata()?.len();
+                self.open.insert((file, size))
+            }
+        };
+        file.write_all(line)?;
+        *size += line.len() as u64;
+        Ok(())
+    }
+
+    fn put_aside(&self) -> io::Result<()> {
+        let old = |number: u32| self.path.with_file_name(format!("audit.{number}.jsonl"));
+        for number in (1..OLD_FILES).rev() {
+            match fs::rename(old(number), old(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, old(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denial(plugin: &str) -> Record {
+        Record {
+            action: "publish".to_owned(),
+            decision: decision::DENIED,
+            plugin: plugin.to_owned(),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn denials_beyond_ten_a_second_are_told_in_one_line() {
+        let mut denials = Denials::default();
+        let now = Instant::now();
+        let told = (0..25)
+            .filter_map(|_| denials.judge(denial("lamp"), now))
+            .count();
+        assert_eq!(told, 10);
+        assert!(
+            denials.judge(denial("door"), now).is_some(),
+            "each for itself"
+        );
+        let later = denials.judge(denial("lamp"), now + SECOND).expect("told");
+        assert_eq!(later.suppressed, 15);
+    }
+
+    #[test]
+    fn those_who_come_from_everywhere_are_counted_together() {
+        let mut denials = Denials::default();
+        let now = Instant::now();
+        for number in 0..2_000 {
+            let _told = denials.judge(denial(&format!("p{number}")), now);
+        }
+        assert_eq!(denials.by_caller.len(), CALLERS + 1);
+    }
+
+    #[test]
+    fn a_large_file_is_put_aside_and_four_are_kept() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut file = Rotating::new(&home.path().join("new"));
+        let line = vec![b'x'; usize::try_from(FILE_BYTES).expect("small")];
+        for _ in 0..8 {
+            file.write(&line).expect("written");
+        }
+        let mut names: Vec<_> = fs::read_dir(home.path().join("new"))
+            .expect("there")
+            .map(|entry| {
+                entry
+                    .expect("there")
+                    .file_name()
+                    .into_string()
+                    .expect("text")
+            })
+            .collect();
+        names.sort();
+        let expected = [
+            "audit.1.jsonl",
+            "audit.2.jsonl",
+            "audit.3.jsonl",
+            "audit.4.jsonl",
+        ];
+        assert_eq!(names, [&expected[..], &["audit.jsonl"]].concat());
+    }
+
+    #[test]
+    fn what_is_noted_is_in_the_file_when_the_last_handle_is_gone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let audit = Audit::start(home.path()).expect("a thread");
+        audit.note(denial("lamp"));
+        drop(audit);
+        let path = home.path().join("audit.jsonl");
+        let deadline = std::time::SystemTime::now() + Duration::from_secs(5);
+        let text = loop {
+            match fs::read_to_string(&path) {
+                Ok(text) if text.ends_with('\n') => break text,
+                _ if std::time::SystemTime::now() > deadline => panic!("nothing was written"),
+                _ => std::thread::yield_now(),
+            }
+        };
+        let line: serde_json::Value = serde_json::from_str(text.trim()).expect("JSON");
+        assert_eq!(line["plugin"], "lamp");
+        assert_eq!(line["decision"], "denied");
+        assert!(line["time"].is_string() && line.get("peer").is_none());
+    }
+}
