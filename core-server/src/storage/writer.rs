@@ -511,7 +511,6 @@ impl Committed {
                         what,
                         conflated: false,
                     },
-                    created: !existed,
                 });
             }
         }

@@ -72,8 +72,6 @@ impl Change {
 pub(super) struct Noted {
     pub(super) namespace: Namespace,
     pub(super) change: Change,
-    /// The key was absent before.
-    pub(super) created: bool,
 }
 
 /// A place in the changes: of this incarnation of them, behind this revision.
@@ -148,13 +146,9 @@ impl Backlog {
         if let Some((before, old)) = self.by_key.remove(&key) {
             self.order.remove(&before);
             self.bytes -= old.change.bytes();
-            noted.created = old.created;
+            // Also what came and went here: the watcher may know the key all the same, from what was
+            // there when it began or from an entry whose expiry was never told.
             noted.change.conflated = true;
-            let gone = matches!(noted.change.what, What::Deleted | What::Expired);
-            if gone && noted.created {
-                // It came and went, and the watcher never knew.
-                return true;
-            }
         }
         self.bytes += noted.change.bytes();
         self.order.insert(position, key.clone());

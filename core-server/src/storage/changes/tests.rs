@@ -17,7 +17,7 @@ fn key(text: &str) -> Key {
     Key::parse(text).expect("good")
 }
 
-fn put(space: &str, name: &str, revision: u64, created: bool) -> Noted {
+fn put(space: &str, name: &str, revision: u64) -> Noted {
     let entry = Entry {
         key: key(name),
         value: Json::trusted(Bytes::from(revision.to_string())),
@@ -33,12 +33,11 @@ fn put(space: &str, name: &str, revision: u64, created: bool) -> Noted {
             what: What::Put(entry),
             conflated: false,
         },
-        created,
     }
 }
 
 fn delete(space: &str, name: &str, revision: u64) -> Noted {
-    let mut noted = put(space, name, revision, false);
+    let mut noted = put(space, name, revision);
     noted.change.what = What::Deleted;
     noted
 }
@@ -82,7 +81,7 @@ fn a_watcher_gets_what_it_wants_in_order_and_a_cursor_behind_it() {
         ("a", "y.1", 14),
         ("a", "y", 15),
     ] {
-        note(&mut changes, put(space, name, revision, true));
+        note(&mut changes, put(space, name, revision));
     }
     let expected = [("x1", 11), ("y.1", 14)];
     let expected = expected.map(|(name, revision)| (name.to_owned(), revision, false));
@@ -94,10 +93,7 @@ fn a_watcher_gets_what_it_wants_in_order_and_a_cursor_behind_it() {
 fn a_cursor_resumes_as_long_as_all_behind_it_is_there() {
     let mut changes = Changes::new(EPOCH, Revision(10), 3);
     for revision in 11..=15 {
-        note(
-            &mut changes,
-            put("a", &format!("k{revision}"), revision, true),
-        );
+        note(&mut changes, put("a", &format!("k{revision}"), revision));
     }
     let mut from = |epoch, revision| {
         let cursor = Cursor {
@@ -126,20 +122,21 @@ fn a_slow_watcher_gets_the_newest_of_each_key_marked_and_then_the_ring() {
     let mut changes = Changes::new(EPOCH, Revision(0), 2);
     let id = join(&mut changes, "a", &[]);
     for noted in [
-        put("a", "hot", 1, true),
-        put("a", "once", 2, true),
-        put("a", "hot", 3, false),
-        put("a", "came", 4, true),
+        put("a", "hot", 1),
+        put("a", "once", 2),
+        put("a", "hot", 3),
+        put("a", "came", 4),
         delete("a", "came", 5),
         delete("a", "known", 6),
-        put("a", "hot", 7, false),
-        put("a", "last", 8, true),
+        put("a", "hot", 7),
+        put("a", "last", 8),
     ] {
         note(&mut changes, noted);
     }
     let expected = [
         ("once", 2, false),
         ("hot", 3, true),
+        ("came", 5, true),
         ("known", 6, false),
         ("hot", 7, false),
         ("last", 8, false),
@@ -154,10 +151,7 @@ fn a_backlog_beyond_its_bound_ends_the_watch() {
     let mut changes = Changes::new(EPOCH, Revision(0), 1);
     let (slow, other) = (join(&mut changes, "a", &[]), join(&mut changes, "b", &[]));
     for revision in 1..=BACKLOG_KEYS as u64 + 2 {
-        note(
-            &mut changes,
-            put("a", &format!("k{revision}"), revision, true),
-        );
+        note(&mut changes, put("a", &format!("k{revision}"), revision));
     }
     assert_eq!(changes.take(slow, None, Waker::noop()), Err(End::Compacted));
     assert!(matches!(told(&mut changes, other), Some((none, Some(_))) if none.is_empty()));
@@ -167,7 +161,7 @@ fn a_backlog_beyond_its_bound_ends_the_watch() {
 fn a_revision_is_told_whole() {
     let mut changes = Changes::new(EPOCH, Revision(0), 10_000);
     let id = join(&mut changes, "a", &[]);
-    let apply = |revision: u64| (0..300).map(move |at| put("a", &format!("{at}"), revision, true));
+    let apply = |revision: u64| (0..300).map(move |at| put("a", &format!("{at}"), revision));
     for revision in 1..=5 {
         drop(changes.note(apply(revision), Revision(revision)));
     }
@@ -183,7 +177,7 @@ fn who_hears_nothing_is_told_how_far_it_is() {
     let id = join(&mut changes, "a", &[]);
     for revision in 1..=PROGRESS_CHANGES {
         assert_eq!(told(&mut changes, id), None);
-        note(&mut changes, put("b", "k", revision, true));
+        note(&mut changes, put("b", "k", revision));
     }
     assert_eq!(
         told(&mut changes, id),
@@ -195,7 +189,7 @@ fn who_hears_nothing_is_told_how_far_it_is() {
 fn beginning_anew_ends_all_and_forgets_all() {
     let mut changes = Changes::new(EPOCH, Revision(0), 10);
     let id = join(&mut changes, "a", &[]);
-    note(&mut changes, put("a", "k", 1, true));
+    note(&mut changes, put("a", "k", 1));
     drop(changes.begin_anew(Epoch(8), Revision(1)));
     assert_eq!(changes.take(id, None, Waker::noop()), Err(End::Compacted));
     let old = Cursor {
