@@ -82,6 +82,16 @@ impl StoreClock {
         SystemTime::UNIX_EPOCH + Duration::from_micros(micros(self.source.wall()))
     }
 
+    /// The time that a write gets: wall time; but as long as the clock is untrusted its own, by which the
+    /// write expires too. The shift that comes later is measured by it.
+    pub(super) fn stamp(&self) -> SystemTime {
+        if self.is_trusted() {
+            self.wall()
+        } else {
+            self.now()
+        }
+    }
+
     pub(super) fn is_trusted(&self) -> bool {
         self.now() >= trusted_from()
     }

@@ -175,17 +175,24 @@ impl Writer {
     fn turn(&mut self, upkeep: &mut Upkeep) -> bool {
         match self.shared.mailbox.take(self.patience(*upkeep)) {
             Taken::Batch(batch) => {
+                // First the time, or what was written before it would be judged by a clock that
+                // these writes were not made by.
+                self.look_at_the_clock();
                 self.write(batch);
                 *upkeep = self.maintain(Moment::Busy);
             }
             Taken::Quiet => *upkeep = self.maintain(Moment::Idle),
             Taken::Closed => return false,
         }
+        self.look_at_the_clock();
+        self.sweep();
+        true
+    }
+
+    fn look_at_the_clock(&mut self) {
         if let Some(wall) = self.shared.clock.known_since() {
             self.learn_the_time(wall);
         }
-        self.sweep();
-        true
     }
 
     /// How long to wait for a write. Without anything to do the thread sleeps for good: no wake-ups.
@@ -309,7 +316,7 @@ impl Writer {
         shared.cache.begin(commits.iter().flat_map(places));
         let quotas = shared.quotas.read();
         let terms = Terms {
-            at: shared.clock.wall(),
+            at: shared.clock.stamp(),
             now: shared.clock.now(),
             quotas: &quotas,
         };

@@ -266,6 +266,29 @@ pub(super) async fn an_unset_clock_before_a_restart_costs_nobody_an_entry(mut be
     assert_eq!(value(&storage, &space, "other").await.as_deref(), Some("1"));
 }
 
+/// The first thing that the writer hears of the new time is a write.
+pub(super) async fn a_write_right_after_the_clock_was_set_costs_nobody_an_entry(bench: Bench) {
+    let clocks = ManualClocks::at(30);
+    let adapter = bench.adapter();
+    let space = namespace("n");
+    let storage = open(&bench, &adapter, &clocks);
+    set_for(&storage, &space, "old", 10 * MINUTE, None)
+        .await
+        .expect("writes");
+    clocks.set_wall(NOW);
+    set_for(&storage, &space, "new", 10 * MINUTE, None)
+        .await
+        .expect("writes");
+    // Whatever the writer does after that write, it has done before this one.
+    set(&storage, &space, "mark", "1").await.expect("writes");
+    for name in ["old", "new"] {
+        let entry = storage.get(&space, &key(name)).await.expect("reads");
+        let expires_at = entry.expect(name).expires_at.expect("expires");
+        assert!(expires_at > trusted_from(), "{name}: {expires_at:?}");
+    }
+    assert_eq!(storage.stats().expirations, 0);
+}
+
 pub(super) async fn setting_the_clock_expires_nothing(bench: Bench) {
     let clocks = ManualClocks::at(NOW);
     let adapter = bench.adapter();

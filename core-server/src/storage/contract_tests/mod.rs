@@ -188,6 +188,7 @@ contract! {
         many_expire_in_several_transactions_and_all_are_told,
         time_goes_on_while_no_core_runs,
         an_unset_clock_costs_nobody_an_entry,
+        a_write_right_after_the_clock_was_set_costs_nobody_an_entry,
         an_unset_clock_before_a_restart_costs_nobody_an_entry,
         setting_the_clock_expires_nothing;
     watches:
