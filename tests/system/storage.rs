@@ -402,6 +402,13 @@ async fn operators_see_usage_set_quotas_and_carry_entries_over() {
     let mut progress = admin.import(bad).await.expect("begins").into_inner();
     let refused = progress.message().await.expect_err("no entry");
     Told::by(&refused).is(Code::InvalidArgument, "BAD_LINE");
+    // Not even by an operator, who could not remove it again.
+    let foreign = tokio_stream::iter([v1::StorageAdminImportRequest {
+        lines: "{\"namespace\":\"core.x\",\"key\":\"k\",\"value\":null}\n".into(),
+    }]);
+    let mut progress = admin.import(foreign).await.expect("begins").into_inner();
+    let refused = progress.message().await.expect_err("the core's");
+    Told::by(&refused).is(Code::PermissionDenied, "NOT_GRANTED");
     // Nothing is kept, so nothing can be backed up.
     let backup = v1::StorageAdminBackupRequest {
         path: "/nowhere/at/all.db".to_owned(),

@@ -1,5 +1,7 @@
 //! Errors to gRPC and back. The only place that maps a kind to a code.
 
+use std::sync::Arc;
+
 use core_proto::contract::{self, metadata};
 use core_proto::google::rpc;
 use prost::Message as _;
@@ -7,7 +9,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::fit::fit;
-use crate::error::{ApplicationFailure, ErrorKind, Failure, Outcome, SystemFailure};
+use crate::error::{ApplicationFailure, ErrorKind, Failure, Outcome, Reason, SystemFailure};
 
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
@@ -124,6 +126,24 @@ pub(super) fn from_failure(failure: impl Into<Failure>) -> Status {
     status
 }
 
+/// A stream of requests that broke off: a message was too long, or the client is gone.
+pub(super) fn broken_request(status: &Status) -> Failure {
+    let (kind, reason) = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (ErrorKind::InvalidArgument, Reason::TooLarge)
+        }
+        _ => (ErrorKind::Cancelled, Reason::Cancelled),
+    };
+    Failure::System(Arc::new(SystemFailure {
+        kind,
+        reason,
+        message: format!("the stream of requests broke off: {}", status.message()),
+        metadata: Vec::new(),
+        retry_after: None,
+        outcome: Outcome::NotApplied,
+    }))
+}
+
 /// A provider's error, taken as it is; a code that is no error becomes UNKNOWN.
 pub(super) fn application(status: rpc::Status) -> ApplicationFailure {
     let code = match Code::from_i32(status.code) {
@@ -144,13 +164,11 @@ pub(super) fn application(status: rpc::Status) -> ApplicationFailure {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use core_proto::v1;
 
     use super::*;
-    use crate::error::Reason;
 
     fn lost() -> Failure {
         Failure::System(Arc::new(SystemFailure {
@@ -161,6 +179,19 @@ mod tests {
             retry_after: Some(Duration::from_millis(250)),
             outcome: Outcome::Unknown,
         }))
+    }
+
+    #[test]
+    fn a_broken_stream_of_requests_is_an_error() {
+        for (code, expected) in [
+            (Code::OutOfRange, Code::InvalidArgument),
+            (Code::Cancelled, Code::Cancelled),
+            (Code::Internal, Code::Cancelled),
+        ] {
+            let status = from_failure(broken_request(&Status::new(code, "why")));
+            assert_eq!(status.code(), expected);
+            assert!(status.message().ends_with(": why"), "{}", status.message());
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::BadField;
 use super::convert::storage::usage;
 use super::{DEFAULT_TIMEOUT, gate, status, unary};
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::security::{Action, Caller, Gatekeeper};
 use crate::storage::{Exporter, Importer, Namespace, OwnQuota, Storage};
 use crate::task::TaskScope;
@@ -183,11 +183,20 @@ impl storage_admin_server::StorageAdmin for Api {
         request: Request<Streaming<v1::StorageAdminImportRequest>>,
     ) -> Result<Response<Self::ImportStream>, Status> {
         let caller = gate::caller(&request)?;
-        let state = (Importer::new(self.storage.clone()), request.into_inner());
-        let progress = stream::unfold(Some(state), async |state| {
+        let (gatekeeper, source) = (self.gatekeeper.clone(), caller.source.clone());
+        let permit = move |namespace: &Namespace| {
+            let write = Action::WriteStorage(namespace.as_str());
+            let judged = gatekeeper.authorize(&source, write);
+            judged.map_err(|denied| chain(&denied))
+        };
+        let importer = Importer::new(self.storage.clone(), permit);
+        let progress = stream::unfold(Some((importer, request.into_inner())), async |state| {
             let (mut importer, mut requests) = state?;
             // Who goes away in the middle has what was answered, and perhaps what was not.
-            let message = requests.next().await?.ok()?;
+            let message = match requests.next().await? {
+                Ok(message) => message,
+                Err(error) => return Some((Err(status::broken_request(&error)), None)),
+            };
             let done = importer.take(&message.lines).await;
             let goes_on = done.is_ok();
             let progress = done

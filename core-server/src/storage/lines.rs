@@ -16,6 +16,7 @@ use super::adapter::{Entry, Op};
 use super::clock::MAX_TTL;
 use super::error::Error;
 use super::names::{Key, Namespace};
+use super::quota::is_quota;
 use super::request::{Apply, MAX_APPLY_BYTES, MAX_OPS, MAX_PAGE_SIZE, Query};
 use crate::error::{Classify, ErrorKind, Outcome, Reason};
 
@@ -42,10 +43,18 @@ struct LineIn<'a> {
     key: String,
     #[serde(default)]
     expires_at: Option<String>,
-    #[serde(borrow, default)]
+    /// `null` is a value too.
+    #[serde(borrow, default, deserialize_with = "present")]
     value: Option<&'a RawValue>,
     #[serde(default)]
     text: Option<String>,
+}
+
+fn present<'a, 'de: 'a, D>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// The entries of a namespace, or of all.
@@ -150,6 +159,14 @@ pub enum ImportError {
         /// What is wrong with it.
         problem: String,
     },
+    /// One is not for whoever sends it.
+    #[error("line {line} may not be written: {why}")]
+    NotAllowed {
+        /// Which, counted from 1.
+        line: u64,
+        /// Why not.
+        why: String,
+    },
     /// The store refused it.
     #[error("the lines up to {line} could not be written")]
     Refused {
@@ -165,6 +182,7 @@ impl Classify for ImportError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::BadLine { .. } => ErrorKind::InvalidArgument,
+            Self::NotAllowed { .. } => ErrorKind::PermissionDenied,
             Self::Refused { source, .. } => source.kind(),
         }
     }
@@ -172,13 +190,14 @@ impl Classify for ImportError {
     fn reason(&self) -> Reason {
         match self {
             Self::BadLine { .. } => Reason::BadLine,
+            Self::NotAllowed { .. } => Reason::NotGranted,
             Self::Refused { source, .. } => source.reason(),
         }
     }
 
     fn metadata(&self) -> Vec<(&'static str, String)> {
         let (mut facts, line) = match self {
-            Self::BadLine { line, .. } => (Vec::new(), line),
+            Self::BadLine { line, .. } | Self::NotAllowed { line, .. } => (Vec::new(), line),
             Self::Refused { line, source } => (source.metadata(), line),
         };
         facts.push(("line", line.to_string()));
@@ -187,22 +206,26 @@ impl Classify for ImportError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::BadLine { .. } => None,
+            Self::BadLine { .. } | Self::NotAllowed { .. } => None,
             Self::Refused { source, .. } => source.retry_after(),
         }
     }
 
     fn outcome(&self) -> Outcome {
         match self {
-            Self::BadLine { .. } => Outcome::NotApplied,
+            Self::BadLine { .. } | Self::NotAllowed { .. } => Outcome::NotApplied,
             Self::Refused { source, .. } => source.outcome(),
         }
     }
 }
 
+/// Says why a namespace may not be written.
+type Permit = Box<dyn Fn(&Namespace) -> Result<(), String> + Send>;
+
 /// Writes lines, over what is there.
 pub struct Importer {
     storage: Storage,
+    permit: Permit,
     line: u64,
     entries: u64,
     expired: u64,
@@ -213,11 +236,16 @@ pub struct Importer {
 }
 
 impl Importer {
-    /// Nothing is written yet.
+    /// Nothing is written yet. `permit` says whether a namespace may be written, and if not, why. It
+    /// is not asked about the quotas, which the core keeps in its own namespace: an export has them.
     #[must_use]
-    pub fn new(storage: Storage) -> Self {
+    pub fn new(
+        storage: Storage,
+        permit: impl Fn(&Namespace) -> Result<(), String> + Send + 'static,
+    ) -> Self {
         Self {
             storage,
+            permit: Box::new(permit),
             line: 0,
             entries: 0,
             expired: 0,
@@ -251,7 +279,16 @@ impl Importer {
             }
             self.line += 1;
             match self.read(line) {
-                Ok(Some((namespace, op))) => self.add(namespace, op).await?,
+                Ok(Some((namespace, op))) => {
+                    if !is_quota(&namespace, op.key())
+                        && let Err(why) = (self.permit)(&namespace)
+                    {
+                        self.flush().await?;
+                        let line = self.line;
+                        return Err(ImportError::NotAllowed { line, why });
+                    }
+                    self.add(namespace, op).await?;
+                }
                 Ok(None) => self.expired += 1,
                 Err(problem) => {
                     self.flush().await?;

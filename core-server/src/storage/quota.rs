@@ -194,6 +194,12 @@ impl Growth {
     }
 }
 
+/// Whether an entry is one that [`key_of`] names.
+pub(super) fn is_quota(namespace: &Namespace, key: &Key) -> bool {
+    let of = key.as_str().strip_prefix(KEY_PREFIX);
+    namespace.as_str() == CORE_NAMESPACE && of.is_some_and(|name| Namespace::parse(name).is_ok())
+}
+
 /// Where the quota of a namespace is kept.
 pub(super) fn key_of(namespace: &Namespace) -> Key {
     Key::parse(&format!("{KEY_PREFIX}{namespace}")).expect("a namespace is short and plain")

@@ -116,6 +116,7 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
         "\"\\u00e9 \u{e9} \\n\"",
         "\t[]\r\n",
         "1e400",
+        "null",
     ];
     for (index, text) in values.iter().enumerate() {
         set(&storage, &space, &format!("k\u{e9}{index}"), text)
@@ -152,7 +153,7 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
             .await
             .expect("drops");
     }
-    let mut importer = Importer::new(storage.clone());
+    let mut importer = Importer::new(storage.clone(), |_| Ok(()));
     for piece in &lines {
         importer.take(piece).await.expect("imports");
     }
@@ -162,7 +163,7 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
     assert!(entry.expect("there").expires_at.is_some());
 
     let bad = b"{\"namespace\":\"n\",\"key\":\"good\",\"value\":1}\n{\"namespace\":\"n\"}\n";
-    let refused = Importer::new(storage.clone())
+    let refused = Importer::new(storage.clone(), |_| Ok(()))
         .take(bad)
         .await
         .expect_err("no key");
@@ -172,8 +173,22 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
         super::value(&storage, &space, "good").await.as_deref(),
         Some("1")
     );
+    let foreign = b"{\"namespace\":\"n\",\"key\":\"first\",\"value\":1}\n{\"namespace\":\"core.x\",\"key\":\"k\",\"value\":1}\n";
+    let permit = |namespace: &Namespace| {
+        let own = namespace.as_str() == "n";
+        own.then_some(()).ok_or_else(|| "not yours".to_owned())
+    };
+    let mut importer = Importer::new(storage.clone(), permit);
+    let refused = importer.take(foreign).await.expect_err("not allowed");
+    assert_eq!(refused.reason(), Reason::NotGranted);
+    assert_eq!(refused.metadata(), [("line", "2".to_owned())]);
+    assert_eq!(importer.entries(), 1);
+    let quota = b"{\"namespace\":\"core\",\"key\":\"quota/n\",\"value\":{\"keys\":9}}";
+    importer.take(quota).await.expect("quotas are exported too");
+    let other = b"{\"namespace\":\"core\",\"key\":\"quota\",\"value\":{}}";
+    importer.take(other).await.expect_err("no quota");
     let gone = b"{\"namespace\":\"n\",\"key\":\"gone\",\"value\":1,\"expires_at\":\"2020-01-01T00:00:00Z\"}";
-    let mut importer = Importer::new(storage.clone());
+    let mut importer = Importer::new(storage.clone(), |_| Ok(()));
     importer.take(gone).await.expect("left out");
     assert_eq!((importer.entries(), importer.expired()), (0, 1));
 }
