@@ -409,7 +409,10 @@ pub trait StorageAdapter: Send + Sync + 'static {
     fn interrupt(&self) {}
 
     /// Does what is due outside of any request. Called by the thread that commits.
-    fn maintain(&self, moment: Moment) -> Upkeep;
+    ///
+    /// # Errors
+    /// [`Fault`]: what is on disk is unknown, as after a failed commit; [`Self::reopen`] comes next.
+    fn maintain(&self, moment: Moment) -> Result<Upkeep, Fault>;
 
     /// Opens anew after a failed commit, and checks what is there. Answers as
     /// [`Self::revision`]: what was unknown before is decided now.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -32,6 +32,7 @@ struct Faulty {
     /// Reopenings that fail before one works.
     stuck: AtomicUsize,
     reopenings: AtomicUsize,
+    checkpoint_fails: AtomicBool,
 }
 
 impl Faulty {
@@ -41,6 +42,7 @@ impl Faulty {
             next: Mutex::new(Next::Works),
             stuck: AtomicUsize::new(0),
             reopenings: AtomicUsize::new(0),
+            checkpoint_fails: AtomicBool::new(false),
         });
         let adapter: Arc<dyn StorageAdapter> = faulty.clone();
         let storage = Storage::open(adapter, &Config::memory()).expect("opens");
@@ -138,8 +140,11 @@ impl StorageAdapter for Faulty {
         self.inner.check()
     }
 
-    fn maintain(&self, _moment: Moment) -> Upkeep {
-        Upkeep::Done
+    fn maintain(&self, _moment: Moment) -> Result<Upkeep, Fault> {
+        if self.checkpoint_fails.swap(false, Ordering::SeqCst) {
+            return Err(Fault::Failed(disk_on_fire()));
+        }
+        Ok(Upkeep::Done)
     }
 
     fn reopen(&self) -> Result<Revision, Fault> {
@@ -214,6 +219,21 @@ async fn after_a_failed_commit_the_outcome_is_unknown_and_then_decided() {
         let stats = storage.stats();
         assert_eq!((stats.failed_commits, stats.reopened), (1, 1));
     }
+}
+
+/// A sync that failed in a checkpoint may be one of answered writes.
+#[tokio::test]
+async fn a_failed_checkpoint_counts_as_a_failed_commit() {
+    let (faulty, storage) = Faulty::open();
+    let space = namespace("n");
+    let epoch = storage.epoch();
+    faulty.checkpoint_fails.store(true, Ordering::SeqCst);
+    set(&storage, &space, "k", "1").await.expect("committed");
+    // The checkpoint of the first write comes before this one.
+    set(&storage, &space, "k", "2").await.expect("open again");
+    assert_ne!(storage.epoch(), epoch, "the changes begin anew");
+    let stats = storage.stats();
+    assert_eq!((stats.failed_commits, stats.reopened), (1, 1));
 }
 
 #[tokio::test]

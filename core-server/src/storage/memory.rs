@@ -274,8 +274,8 @@ impl StorageAdapter for MemoryAdapter {
         Ok(Vec::new())
     }
 
-    fn maintain(&self, _moment: Moment) -> Upkeep {
-        Upkeep::Done
+    fn maintain(&self, _moment: Moment) -> Result<Upkeep, Fault> {
+        Ok(Upkeep::Done)
     }
 
     fn reopen(&self) -> Result<Revision, Fault> {

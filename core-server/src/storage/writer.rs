@@ -266,11 +266,18 @@ impl Writer {
         self.next_expiry = Some(wall);
     }
 
-    fn maintain(&self, moment: Moment) -> Upkeep {
+    fn maintain(&mut self, moment: Moment) -> Upkeep {
         if self.broken.is_some() {
             return Upkeep::Done;
         }
-        self.shared.adapter.maintain(moment)
+        match self.shared.adapter.maintain(moment) {
+            Ok(upkeep) => upkeep,
+            Err(fault) => {
+                let outcome = Outcome::Unknown;
+                self.fail(Vec::new(), CommitFault { fault, outcome });
+                Upkeep::Done
+            }
+        }
     }
 
     fn write(&mut self, batch: Vec<Command>) {

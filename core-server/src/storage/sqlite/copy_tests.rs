@@ -128,7 +128,7 @@ fn a_backup_reads_one_snapshot_while_others_write() {
             while !stop.load(Ordering::SeqCst) {
                 round += 1;
                 commit(&adapter, &batch(round));
-                adapter.maintain(Moment::Busy);
+                adapter.maintain(Moment::Busy).expect("works");
             }
             round
         })
@@ -190,13 +190,13 @@ fn a_backup_that_holds_the_log_up_for_too_long_is_ended_and_leaves_nothing() {
             .collect();
         commit(&adapter, &batch);
     }
-    adapter.maintain(Moment::Idle);
+    adapter.maintain(Moment::Idle).expect("works");
     let (ended, most) = std::thread::scope(|scope| {
         let copying = scope.spawn(|| adapter.backup(&place.copy));
         let mut most = 0;
         while !copying.is_finished() {
             commit(&adapter, &[write("hot", &long)]);
-            adapter.maintain(Moment::Busy);
+            adapter.maintain(Moment::Busy).expect("works");
             let log = adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks"));
             most = most.max(log.frames);
         }
@@ -210,7 +210,7 @@ fn a_backup_that_holds_the_log_up_for_too_long_is_ended_and_leaves_nothing() {
     let left = std::fs::read_dir(place.copy.parent().expect("one"));
     assert_eq!(left.expect("reads").count(), 0, "no half copy");
     commit(&adapter, &[write("hot", "1")]);
-    adapter.maintain(Moment::Idle);
+    adapter.maintain(Moment::Idle).expect("works");
     assert_eq!(adapter.check().expect("reads"), [""; 0]);
 }
 

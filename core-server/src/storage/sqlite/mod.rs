@@ -59,6 +59,13 @@ const HARD_PATIENCE: Duration = Duration::from_secs(6);
 const PAGE_BYTES: u64 = 4_096;
 /// Emptying the log waits so long for readers; every write waits with it.
 const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
+/// After an attempt that kept reads waiting and was in vain, because another process reads, the next one
+/// comes so much later, then twice as much, up to [`MAX_HARD_DELAY`].
+const FIRST_HARD_DELAY: Duration = Duration::from_secs(1);
+const MAX_HARD_DELAY: Duration = Duration::from_secs(60);
+/// The last emptying waits so long for readers: a stop has not much time, and the next start can read the
+/// log too.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Keeps entries in a SQLite database.
 pub struct SqliteAdapter {
@@ -80,9 +87,35 @@ struct Writer {
     truncate_from: i64,
     /// From so many frames on, reads have to wait until the log is empty.
     hard_from: i64,
+    hard_delay: HardDelay,
     room: Room,
     /// Held until the store is closed.
     lock: Option<LockFile>,
+}
+
+/// When reads may be kept waiting again.
+#[derive(Debug, Default, PartialEq)]
+struct HardDelay {
+    /// None: at any time.
+    not_before: Option<Instant>,
+    /// The last one. Zero: there was none.
+    delay: Duration,
+}
+
+impl HardDelay {
+    fn is_over(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// After an attempt: whether it was in vain.
+    fn note(&mut self, in_vain: bool, now: Instant) {
+        if in_vain {
+            self.delay = (self.delay * 2).clamp(FIRST_HARD_DELAY, MAX_HARD_DELAY);
+            self.not_before = Some(now + self.delay);
+        } else {
+            *self = Self::default();
+        }
+    }
 }
 
 impl SqliteAdapter {
@@ -113,6 +146,7 @@ impl SqliteAdapter {
                 standing,
                 truncate_from: TRUNCATE_FRAMES,
                 hard_from: HARD_FRAMES,
+                hard_delay: HardDelay::default(),
                 room,
                 lock: Some(lock),
             }),
@@ -290,29 +324,40 @@ impl StorageAdapter for SqliteAdapter {
         self.long_reader.interrupt();
     }
 
-    fn maintain(&self, moment: Moment) -> Upkeep {
+    fn maintain(&self, moment: Moment) -> Result<Upkeep, Fault> {
         let mut writer = self.writer.lock();
-        let (truncate_from, hard_from) = (writer.truncate_from, writer.hard_from);
-        let room = &writer.room;
+        let Writer {
+            connection: Some(connection),
+            truncate_from,
+            hard_from,
+            hard_delay,
+            room,
+            ..
+        } = &mut *writer
+        else {
+            return Ok(Upkeep::Done);
+        };
         let tight = |log: &write::Log| {
             let bytes = log.frames.unsigned_abs().saturating_mul(PAGE_BYTES);
             room.is_tight(bytes)
         };
-        let Some(connection) = &writer.connection else {
-            return Upkeep::Done;
-        };
         let done = write::checkpoint(connection, "NOOP").and_then(|log| {
             // A long reader keeps the log from being emptied: waiting for it would be in vain.
             let reading = self.long_reader.look(log.frames);
-            if log.frames > hard_from && !reading {
-                // Reads that overlap without end have kept it from being emptied until now.
-                let _quiet = self.readers.quiet(HARD_PATIENCE);
-                write::checkpoint(connection, "TRUNCATE")
-            } else if log.frames > truncate_from && !reading {
-                connection.busy_timeout(TRUNCATE_PATIENCE)?;
-                let log = write::checkpoint(connection, "TRUNCATE");
-                connection.busy_timeout(connection::PATIENCE)?;
+            if log.frames > *hard_from && !reading && hard_delay.is_over(Instant::now()) {
+                // Reads that overlap without end have kept it from being emptied until now. Once there
+                // are none, only another process can be in the way, which may be for hours.
+                let quiet = self.readers.quiet(HARD_PATIENCE);
+                let log = truncate(connection, TRUNCATE_PATIENCE);
+                drop(quiet);
+                let in_vain = !log.as_ref().is_ok_and(|log| !log.busy);
+                if in_vain {
+                    tracing::warn!("another process reads the database: its log cannot be emptied");
+                }
+                hard_delay.note(in_vain, Instant::now());
                 log
+            } else if log.frames > *truncate_from && !reading {
+                truncate(connection, TRUNCATE_PATIENCE)
             } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle
                 || log.outstanding() > 0 && tight(&log)
             {
@@ -323,21 +368,23 @@ impl StorageAdapter for SqliteAdapter {
         });
         match done {
             Ok(log) => {
-                writer.truncate_from = if log.frames > TRUNCATE_FRAMES {
+                *truncate_from = if log.frames > TRUNCATE_FRAMES {
                     log.frames + TRUNCATE_AGAIN_FRAMES
                 } else {
                     TRUNCATE_FRAMES
                 };
-                if log.outstanding() > PASSIVE_FRAMES {
+                Ok(if log.outstanding() > PASSIVE_FRAMES {
                     Upkeep::WantsIdle
                 } else {
                     Upkeep::Done
-                }
+                })
             }
+            // A failed sync is told once only: the same checkpoint tried again would be taken for good.
+            Err(error) if is_serious(&error) => Err(fault(error)),
             Err(error) => {
                 // Nothing is lost: the log keeps what could not be moved. The next commit tries again.
                 tracing::warn!(error = %chain(&error), "the write-ahead log was not checkpointed");
-                Upkeep::Done
+                Ok(Upkeep::Done)
             }
         }
     }
@@ -366,8 +413,8 @@ impl StorageAdapter for SqliteAdapter {
         let mut writer = self.writer.lock();
         self.readers.close();
         if let Some(connection) = writer.connection.take() {
-            let closed = write::checkpoint(&connection, "TRUNCATE")
-                .and_then(|_| connection::close(connection));
+            let closed =
+                truncate(&connection, CLOSE_PATIENCE).and_then(|_| connection::close(connection));
             if let Err(error) = closed {
                 tracing::warn!(
                     error = %chain(&error),
@@ -377,6 +424,23 @@ impl StorageAdapter for SqliteAdapter {
         }
         writer.lock = None;
     }
+}
+
+/// Empties the log, if readers are out of its way in time.
+fn truncate(connection: &Connection, patience: Duration) -> rusqlite::Result<write::Log> {
+    connection.busy_timeout(patience)?;
+    let log = write::checkpoint(connection, "TRUNCATE");
+    connection.busy_timeout(connection::PATIENCE)?;
+    log
+}
+
+/// Whether a checkpoint failed in a way that leaves open what is on disk.
+fn is_serious(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(
+        code,
+        Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
 }
 
 fn fault(error: rusqlite::Error) -> Fault {

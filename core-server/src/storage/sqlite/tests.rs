@@ -447,16 +447,19 @@ fn the_log_is_emptied_when_idle_and_when_long() {
     let place = place();
     let adapter = open(&place.path).expect("opens");
     let log = || adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks"));
-    assert_eq!(adapter.maintain(Moment::Busy), Upkeep::Done);
+    assert_eq!(adapter.maintain(Moment::Busy).expect("works"), Upkeep::Done);
     let long = format!("\"{}\"", "x".repeat(200_000));
     let mut index = 0;
     while log().outstanding() <= PASSIVE_FRAMES {
         commit(&adapter, &format!("k{index}"), &long).expect("writes");
         index += 1;
     }
-    assert_eq!(adapter.maintain(Moment::Busy), Upkeep::WantsIdle);
+    assert_eq!(
+        adapter.maintain(Moment::Busy).expect("works"),
+        Upkeep::WantsIdle
+    );
     assert!(log().outstanding() > PASSIVE_FRAMES, "not while busy");
-    assert_eq!(adapter.maintain(Moment::Idle), Upkeep::Done);
+    assert_eq!(adapter.maintain(Moment::Idle).expect("works"), Upkeep::Done);
     assert_eq!(log().outstanding(), 0);
     // Batches, to be quick: one sync for each.
     while log().frames <= TRUNCATE_FRAMES {
@@ -467,7 +470,7 @@ fn the_log_is_emptied_when_idle_and_when_long() {
         index += 1;
         assert!(index < 10_000);
     }
-    assert_eq!(adapter.maintain(Moment::Busy), Upkeep::Done);
+    assert_eq!(adapter.maintain(Moment::Busy).expect("works"), Upkeep::Done);
     assert_eq!(log().frames, 0);
     let size = std::fs::metadata(beside(&place.path, "-wal")).expect("is there");
     assert_eq!(size.len(), 0);
@@ -523,7 +526,7 @@ fn the_log_is_bounded_under_readers_that_never_leave_it() {
         let mut most = 0;
         for index in 0..200 {
             commit(&adapter, &format!("k{}", index % 40), &long).expect("writes");
-            adapter.maintain(Moment::Busy);
+            adapter.maintain(Moment::Busy).expect("works");
             let log = adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks"));
             most = most.max(log.frames);
         }
@@ -538,4 +541,58 @@ fn the_log_is_bounded_under_readers_that_never_leave_it() {
     assert!(most < HARD + 100, "{most} frames");
     assert!(most > 500, "they did hold it up: {most} frames");
     assert!(reads >= 3, "they did go on: {reads}");
+}
+
+/// A `sqlite3` shell with an open transaction, say.
+#[test]
+fn a_reader_of_another_process_keeps_the_log_long_but_nobody_waiting() {
+    let place = place();
+    let adapter = open(&place.path).expect("opens");
+    adapter.writer.lock().hard_from = 20;
+    commit(&adapter, "first", "1").expect("writes");
+    let foreign = connection::for_reading(&place.path).expect("opens");
+    let snapshot = foreign.unchecked_transaction().expect("begins");
+    read::revision(&snapshot).expect("reads");
+    let frames = || adapter.with_writer(|c| write::checkpoint(c, "NOOP").expect("looks").frames);
+    while frames() <= 20 {
+        commit(&adapter, "k", "1").expect("writes");
+    }
+    let delay = || adapter.writer.lock().hard_delay.delay;
+    let not_before = || adapter.writer.lock().hard_delay.not_before;
+    adapter.maintain(Moment::Busy).expect("works");
+    assert_eq!(delay(), FIRST_HARD_DELAY);
+    let first = not_before().expect("not at once again");
+    // Its time has come: in vain again, so the next one is further away.
+    adapter.writer.lock().hard_delay.not_before = Some(Instant::now());
+    adapter.maintain(Moment::Busy).expect("works");
+    assert_eq!(delay(), 2 * FIRST_HARD_DELAY);
+    let second = not_before().expect("later");
+    assert!(second > first);
+    // Until then reads and writes do not wait for it.
+    adapter.writer.lock().hard_delay.not_before = Some(Instant::now() + MAX_HARD_DELAY);
+    adapter.maintain(Moment::Busy).expect("works");
+    assert_eq!(delay(), 2 * FIRST_HARD_DELAY, "not tried");
+    assert_eq!(keys(&adapter).items.len(), 2, "nobody is kept out");
+    drop(snapshot);
+    adapter.writer.lock().hard_delay.not_before = Some(Instant::now());
+    adapter.maintain(Moment::Busy).expect("works");
+    assert_eq!(frames(), 0);
+    assert_eq!(adapter.writer.lock().hard_delay, HardDelay::default());
+}
+
+#[test]
+fn attempts_in_vain_come_ever_less_often_up_to_a_bound() {
+    let now = Instant::now();
+    let mut delay = HardDelay::default();
+    assert!(delay.is_over(now));
+    let mut seconds = Vec::new();
+    for _ in 0..8 {
+        delay.note(true, now);
+        assert!(!delay.is_over(now));
+        assert!(delay.is_over(now + delay.delay));
+        seconds.push(delay.delay.as_secs());
+    }
+    assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+    delay.note(false, now);
+    assert_eq!(delay, HardDelay::default());
 }
