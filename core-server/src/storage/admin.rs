@@ -180,7 +180,12 @@ impl Storage {
     pub async fn backup(&self, path: PathBuf, deadline: Instant) -> Result<Backup, Error> {
         self.read_long(deadline, move |shared| {
             let revision = shared.adapter.backup(&path)?;
-            let (bytes, sha256) = write_digest(&path).map_err(failed)?;
+            let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
+                // Without its digest it would look like one that was not finished.
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
+                }
+            })?;
             Ok(Backup {
                 path,
                 bytes,
@@ -251,7 +256,13 @@ impl Storage {
 }
 
 fn failed(error: io::Error) -> CopyFault {
-    CopyFault::Failed(Fault::Failed(Arc::new(error)))
+    let full = error.kind() == io::ErrorKind::StorageFull;
+    let error = Arc::new(error);
+    CopyFault::Failed(if full {
+        Fault::DiskFull(error)
+    } else {
+        Fault::Failed(error)
+    })
 }
 
 /// The quotas that are kept in the store, over the defaults.
@@ -312,11 +323,23 @@ pub(super) fn digest_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn write_digest(path: &Path) -> io::Result<(u64, String)> {
-    let (bytes, sha256) = digest(path)?;
+/// All of it, or no file.
+fn write_digest(path: &Path) -> Result<(u64, String), CopyFault> {
+    let (bytes, sha256) = digest(path).map_err(failed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut file = std::fs::File::create(digest_path(path))?;
-    writeln!(file, "{sha256}  {name}")?;
-    file.sync_all()?;
+    let digest_path = digest_path(path);
+    // One that is there may be anybody's.
+    let file = std::fs::File::create_new(&digest_path);
+    let mut file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => CopyFault::Exists {
+            path: digest_path.clone(),
+        },
+        _ => failed(error),
+    })?;
+    let written = writeln!(file, "{sha256}  {name}").and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        drop(std::fs::remove_file(&digest_path));
+        failed(error)
+    })?;
     Ok((bytes, sha256))
 }

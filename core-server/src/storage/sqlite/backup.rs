@@ -6,15 +6,17 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
 
-use super::lock::{beside, sync_directory};
-use super::{PAGE_BYTES, connection, fault, read};
+use super::lock::{beside, directory, rename_new, sync_directory};
+use super::{PAGE_BYTES, connection, fault, read, room};
 use crate::storage::adapter::CopyFault;
+use crate::storage::admin::digest_path;
 use crate::storage::error::Fault;
 use crate::types::Revision;
 
@@ -116,9 +118,10 @@ impl LongReader {
     }
 
     pub(super) fn backup(&self, from: &Path, to: &Path) -> Result<Revision, CopyFault> {
-        if to.exists() {
-            let path = to.to_owned();
-            return Err(CopyFault::Exists { path });
+        for path in [to.to_owned(), digest_path(to)] {
+            if path.symlink_metadata().is_ok() {
+                return Err(CopyFault::Exists { path });
+            }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let source = Connection::open_with_flags(from, flags)
@@ -129,6 +132,7 @@ impl LongReader {
             })
             .map_err(|error| CopyFault::Failed(fault(error)))?;
         let half_done = HalfDone::begin(to)?;
+        check_room(&source, from, &half_done.path)?;
         let name = half_done.path.to_string_lossy();
         self.read(&source, |source| {
             source
@@ -163,15 +167,15 @@ impl HalfDone {
                 .recursive(true)
                 .mode(0o700)
                 .create(super::lock::directory(to))?;
-            remove(&path)?;
-            // For its owner only from the first byte on; SQLite fills an empty file.
+            // For its owner only from the first byte on; SQLite fills an empty file. One that is there
+            // may be anybody's.
             File::options()
                 .write(true)
                 .create_new(true)
                 .mode(0o600)
                 .open(&path)
         };
-        begin().map_err(failed)?;
+        begin().map_err(|error| not_new(&path, error))?;
         Ok(Self {
             path,
             finished: false,
@@ -179,18 +183,11 @@ impl HalfDone {
     }
 
     fn finish(mut self, to: &Path) -> Result<(), CopyFault> {
-        // A hard link fails when the name is taken; a rename would replace.
         let finish = || {
             File::open(&self.path)?.sync_all()?;
-            std::fs::hard_link(&self.path, to)?;
-            remove(&self.path)
+            rename_new(&self.path, to)
         };
-        finish().map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => CopyFault::Exists {
-                path: to.to_owned(),
-            },
-            _ => failed(error),
-        })?;
+        finish().map_err(|error| not_new(to, error))?;
         self.finished = true;
         sync_directory(to).map_err(|error| CopyFault::Failed(Fault::Failed(Arc::new(error))))
     }
@@ -210,6 +207,38 @@ fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// A copy in the database's own file system must leave it the room that it needs itself.
+fn check_room(source: &Connection, database: &Path, copy: &Path) -> Result<(), CopyFault> {
+    let read = |pragma: &str| source.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let pages = read("page_count").map_err(|error| CopyFault::Failed(fault(error)))?;
+    let needed_bytes = pages.unsigned_abs() * PAGE_BYTES + room::AMPLE_BYTES;
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
+    if device(database).map_err(failed)? != device(copy).map_err(failed)? {
+        return Ok(());
+    }
+    let found = rustix::fs::statvfs(directory(copy)).map_err(|error| failed(error.into()))?;
+    match judge_room(needed_bytes, found.f_bavail.saturating_mul(found.f_frsize)) {
+        Some(error) => Err(failed(error)),
+        None => Ok(()),
+    }
+}
+
+fn judge_room(needed_bytes: u64, free_bytes: u64) -> Option<io::Error> {
+    (free_bytes < needed_bytes).then(|| {
+        let why = format!("a copy needs {needed_bytes} bytes here, {free_bytes} are free");
+        io::Error::new(io::ErrorKind::StorageFull, why)
+    })
+}
+
+fn not_new(path: &Path, error: io::Error) -> CopyFault {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => CopyFault::Exists {
+            path: path.to_owned(),
+        },
+        _ => failed(error),
     }
 }
 
@@ -278,4 +307,23 @@ pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Vec<String>>
         ));
     }
     Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_needs_room_and_says_how_much() {
+        assert!(judge_room(10, 10).is_none());
+        let error = judge_room(11, 10).expect("too little");
+        let words = error.to_string();
+        assert!(
+            words.contains("11 bytes") && words.contains("10 are"),
+            "{words}"
+        );
+        let CopyFault::Failed(Fault::DiskFull(_)) = failed(error) else {
+            panic!("the disk is full");
+        };
+    }
 }

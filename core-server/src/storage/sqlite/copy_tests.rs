@@ -109,6 +109,34 @@ async fn a_backup_is_whole_has_its_digest_and_replaces_nothing() {
     storage.close().await;
 }
 
+#[tokio::test]
+async fn a_backup_leaves_the_files_of_others_alone() {
+    let place = place();
+    let config = Config::sqlite(&place.path);
+    let storage = Storage::open(config.open_adapter().expect("opens"), &config).expect("opens");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    std::fs::create_dir_all(place.copy.parent().expect("one")).expect("makes");
+    let victim = place.copy.with_file_name("victim");
+    std::fs::write(&victim, "precious").expect("writes");
+    for suffix in ["", ".tmp", ".sha256"] {
+        let theirs = lock::beside(&place.copy, suffix);
+        std::os::unix::fs::symlink(&victim, &theirs).expect("links");
+        let refused = storage.backup(place.copy.clone(), deadline).await;
+        assert!(
+            matches!(&refused, Err(crate::storage::Error::FileExists { path }) if *path == theirs),
+            "{suffix}: {refused:?}"
+        );
+        assert_eq!(std::fs::read(&victim).expect("there"), b"precious");
+        assert!(theirs.is_symlink(), "{suffix}");
+        std::fs::remove_file(&theirs).expect("removes");
+    }
+    storage
+        .backup(place.copy.clone(), deadline)
+        .await
+        .expect("copies");
+    storage.close().await;
+}
+
 #[test]
 fn a_backup_reads_one_snapshot_while_others_write() {
     let place = place();

@@ -5,7 +5,8 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 use crate::storage::error::OpenError;
 
@@ -51,6 +52,25 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), OpenError> {
         .map_err(io_error("sync the directory", directory))
 }
 
+/// Gives a file another name in its directory, if nothing has that name yet: `AlreadyExists`.
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => rename_reserved(from, to),
+        result => result.map_err(io::Error::from),
+    }
+}
+
+/// The same for file systems that cannot do it in one step, such as network ones: the name is taken first.
+fn rename_reserved(from: &Path, to: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).open(to)?;
+    let renamed = std::fs::rename(from, to);
+    if renamed.is_err() {
+        // What was put there a moment ago; the failure is told.
+        drop(std::fs::remove_file(to));
+    }
+    renamed
+}
+
 /// Makes an empty database, for its owner only, if there is none. SQLite gives the log the same
 /// mode.
 pub(super) fn create_database(path: &Path) -> Result<(), OpenError> {
@@ -93,7 +113,7 @@ impl LockFile {
             .map_err(io_error("open", &path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) => {
                 return Err(OpenError::InUse {
                     path: database.to_owned(),
                     holder: holder(&mut file),
@@ -115,5 +135,28 @@ fn holder(file: &mut File) -> String {
     match file.take(32).read_to_string(&mut text) {
         Ok(_) if !text.trim().is_empty() => format!(" (process {})", text.trim()),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_is_given_but_never_taken() {
+        type Rename = fn(&Path, &Path) -> io::Result<()>;
+        for rename in [rename_new as Rename, rename_reserved] {
+            let directory = tempfile::tempdir().expect("temporary directory");
+            let [from, to, taken] = ["from", "to", "taken"].map(|name| directory.path().join(name));
+            std::fs::write(&from, "mine").expect("writes");
+            std::fs::write(&taken, "yours").expect("writes");
+            let refused = rename(&from, &taken).expect_err("taken");
+            assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read(&taken).expect("there"), b"yours");
+            rename(&from, &to).expect("free");
+            assert_eq!(std::fs::read(&to).expect("there"), b"mine");
+            rename(&from, &directory.path().join("other")).expect_err("gone");
+            assert!(!directory.path().join("other").exists());
+        }
     }
 }

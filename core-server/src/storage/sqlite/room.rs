@@ -19,7 +19,7 @@ const RESERVE_BYTES: u64 = 4 << 20;
 /// Less is scarce.
 const SCARCE_BYTES: u64 = 1 << 20;
 /// So much must be free beside a new reserve before sets are tried again, and before there is one.
-const AMPLE_BYTES: u64 = 4 << 20;
+pub(super) const AMPLE_BYTES: u64 = 4 << 20;
 
 /// What is known of the room. Used by the writer only.
 pub(super) struct Room {
