@@ -356,6 +356,18 @@ pub enum OpenError {
         /// What it says of itself.
         found: i64,
     },
+    /// A restore was interrupted.
+    #[error(
+        "a restore of {path} was interrupted: run `core-server restore BACKUP` again; or, to go on with \
+         {path} as it is, put a {path}-wal that lies beside it as {path}.replaced-<time>-wal back in its \
+         place, and remove {left}"
+    )]
+    RestoreUnfinished {
+        /// The database.
+        path: PathBuf,
+        /// What the restore left.
+        left: PathBuf,
+    },
     /// The file is missing, its log is not.
     #[error(
         "{path} is missing but its write-ahead log {path}-wal is not: to go on would lose what is \

@@ -282,6 +282,57 @@ fn restoring_puts_a_backup_in_place_keeps_what_was_there_and_goes_beyond_its_rev
     );
 }
 
+/// The moment before the new one is put in place.
+#[test]
+fn an_interrupted_restore_leaves_the_old_database_whole_and_no_core_starts() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.backup(&place.copy).expect("copies");
+    commit(&adapter, &[write("late", "1")]);
+    // As after kill -9.
+    drop(adapter);
+    let restoring = lock::beside(&place.path, ".restoring");
+    let kept = lock::beside(&place.path, ".replaced-77");
+    std::fs::write(&restoring, "new").expect("writes");
+    offline::empty_log(&place.path);
+    drop(offline::set_aside(&place.path, &kept).expect("keeps"));
+    let refused = SqliteAdapter::open(&place.path, Durability::Full);
+    let refused = refused.map(|_| ()).expect_err("unfinished");
+    assert!(
+        matches!(refused, OpenError::RestoreUnfinished { .. }),
+        "{refused}"
+    );
+    std::fs::remove_file(&restoring).expect("an operator's choice");
+    let adapter = open(&place.path);
+    assert_eq!(value(&adapter, "late").as_deref(), Some("1"), "whole");
+    adapter.close();
+    // Or the restore again.
+    std::fs::write(&restoring, "half").expect("writes");
+    restore(&place.copy, &place.path, SystemTime::now()).expect("restores");
+    let adapter = open(&place.path);
+    assert_eq!(value(&adapter, "late"), None);
+}
+
+#[test]
+fn what_was_set_aside_can_be_put_back() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("late", "1")]);
+    // As after kill -9.
+    drop(adapter);
+    let [log, kept] = ["-wal", ".replaced-77"].map(|suffix| lock::beside(&place.path, suffix));
+    let aside = offline::set_aside(&place.path, &kept).expect("keeps");
+    assert!(kept.exists() && !log.exists());
+    aside.undo().expect("puts back");
+    assert!(!kept.exists() && log.exists());
+    std::fs::write(&kept, "somebody's").expect("writes");
+    let refused = offline::set_aside(&place.path, &kept).map(|_| ());
+    refused.expect_err("the name is taken");
+    assert_eq!(std::fs::read(&kept).expect("there"), b"somebody's");
+    assert_eq!(value(&open(&place.path), "late").as_deref(), Some("1"));
+}
+
 #[test]
 fn a_backup_that_is_no_good_is_not_restored_and_nothing_is_touched() {
     let place = place();

@@ -128,6 +128,7 @@ impl SqliteAdapter {
         connection::check_version()?;
         lock::create_directory(path)?;
         let lock = LockFile::take(path)?;
+        offline::check_no_restore(path)?;
         lock::create_database(path)?;
         // To open it takes some room too: on a full disk that of the reserve.
         let mut room = Room::new(path);

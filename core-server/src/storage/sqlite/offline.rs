@@ -1,5 +1,6 @@
 //! What is done with a database that no core has open: `core-server verify` and `restore`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,7 +9,7 @@ use rusqlite::Connection;
 
 use super::backup::findings;
 use super::connection::{self, open_error};
-use super::lock::{LockFile, beside, create_directory, io_error, sync_directory};
+use super::lock::{LockFile, beside, create_directory, io_error, rename_new, sync_directory};
 use super::{read, schema, write};
 use crate::storage::admin::{digest, digest_path};
 use crate::storage::error::OpenError;
@@ -20,6 +21,11 @@ use crate::types::Revision;
 /// here, on the wire and in the database; as a number in JSON, whose readers may take only 53 bits, they
 /// stay exact through 8,000 restores.
 const REVISION_GAP: u64 = 1 << 40;
+
+/// Suffix of the name under which the new database is made.
+const RESTORING: &str = ".restoring";
+/// Suffixes of what belongs to a database.
+const LOGS: [&str; 2] = ["-wal", "-shm"];
 
 /// What a database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,14 +60,14 @@ pub struct Restored {
 pub fn verify(path: &Path) -> Result<Report, OpenError> {
     connection::check_version()?;
     if !path.exists() {
-        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let missing = std::io::Error::from(ErrorKind::NotFound);
         return Err(io_error("read", path)(missing));
     }
     let failed = |source| open_error("read", path, source);
     let digest_path = digest_path(path);
     let wanted = match std::fs::read_to_string(&digest_path) {
         Ok(text) => text.split_whitespace().next().map(str::to_owned),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(io_error("read", &digest_path)(error)),
     };
     let mut wrong = Vec::new();
@@ -121,7 +127,9 @@ fn old_revision(database: &Connection) -> rusqlite::Result<Revision> {
 /// with `now` in it. No core may have it open.
 ///
 /// The steps are in an order in which a crash leaves the old database or the new one, never none, and
-/// never the new one with the old one's log.
+/// never the new one with the old one's log. The old one's log is emptied into it first; if that one is
+/// too damaged for it, a crash may leave it without its log, which lies beside the copy that is kept.
+/// As long as it is not known to be through, `<database>.restoring` lies there, and no core starts.
 ///
 /// # Errors
 /// [`OpenError`]: the backup is no good, a core has the database open, no room; the database is then
@@ -136,28 +144,74 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
     }
     create_directory(path)?;
     let _lock = LockFile::take(path)?;
-    let new = beside(path, ".restoring");
-    remove(&new)?;
+    let new = beside(path, RESTORING);
+    remove_database(&new)?;
     let made = prepare(backup, &new, last_known(path).max(report.revision));
     let revision = match made {
         Ok(revision) => revision,
         Err(error) => {
-            remove(&new)?;
+            remove_database(&new)?;
             return Err(error);
         }
     };
+    empty_log(path);
     let stamp = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
     let kept = beside(path, &format!(".replaced-{stamp}"));
-    let replaced = set_aside(path, &kept)?;
-    std::fs::rename(&new, path).map_err(io_error("put in place", path))?;
+    let replaced = match set_aside(path, &kept) {
+        Ok(aside) => match std::fs::rename(&new, path) {
+            Ok(()) => aside.is_something(),
+            Err(error) => {
+                // Only when the old one has its log again may a core start with it.
+                aside.undo()?;
+                remove_database(&new)?;
+                return Err(io_error("put in place", path)(error));
+            }
+        },
+        Err(error) => {
+            remove_database(&new)?;
+            return Err(error);
+        }
+    };
     sync_directory(path)?;
     Ok(Restored {
         revision,
         replaced: replaced.then_some(kept),
     })
+}
+
+/// Whether a restore began here that is not known to be through.
+///
+/// # Errors
+/// [`OpenError::RestoreUnfinished`].
+pub(super) fn check_no_restore(path: &Path) -> Result<(), OpenError> {
+    let left = beside(path, RESTORING);
+    if left.symlink_metadata().is_ok() {
+        let path = path.to_owned();
+        return Err(OpenError::RestoreUnfinished { path, left });
+    }
+    Ok(())
+}
+
+/// Moves what is in the log of the old database into it, so that it is whole without. What is too damaged
+/// for that is kept as it is.
+pub(super) fn empty_log(path: &Path) {
+    if !beside(path, "-wal").exists() {
+        return;
+    }
+    let emptied = connection::for_writing(path).and_then(|old| {
+        let failed = |source| open_error("empty the log of", path, source);
+        write::checkpoint(&old, "TRUNCATE").map_err(failed)?;
+        connection::close(old).map_err(failed)
+    });
+    if let Err(error) = emptied {
+        tracing::warn!(
+            error = %crate::error::chain(&error),
+            "the database that is replaced is kept with its log"
+        );
+    }
 }
 
 /// The revision of what is to be replaced, as far as it can be read.
@@ -195,31 +249,95 @@ fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenE
     Ok(revision)
 }
 
-/// Gives what is there a second name and takes its log out of the way. Whether there was anything.
-fn set_aside(path: &Path, kept: &Path) -> Result<bool, OpenError> {
-    let linked = match std::fs::hard_link(path, kept) {
-        Ok(()) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(io_error("keep", path)(error)),
+/// What was there, under another name.
+pub(super) struct Aside<'a> {
+    path: &'a Path,
+    kept: &'a Path,
+    /// The database has its second name.
+    linked: bool,
+    /// It has no other any more: the file system has no hard links.
+    renamed: bool,
+    /// Of the logs that were moved.
+    moved: Vec<&'static str>,
+}
+
+impl Aside<'_> {
+    fn is_something(&self) -> bool {
+        self.linked || !self.moved.is_empty()
+    }
+
+    /// What was there is there again, as it was.
+    pub(super) fn undo(self) -> Result<(), OpenError> {
+        let back = |suffix: &str| {
+            let from = beside(self.kept, suffix);
+            std::fs::rename(&from, beside(self.path, suffix)).map_err(io_error("put back", &from))
+        };
+        for suffix in &self.moved {
+            back(suffix)?;
+        }
+        if self.renamed {
+            back("")?;
+        } else if self.linked {
+            remove(self.kept)?;
+        }
+        sync_directory(self.path)
+    }
+}
+
+/// Gives what is there a second name and takes its log out of the way.
+pub(super) fn set_aside<'a>(path: &'a Path, kept: &'a Path) -> Result<Aside<'a>, OpenError> {
+    let mut aside = Aside {
+        path,
+        kept,
+        linked: false,
+        renamed: false,
+        moved: Vec::new(),
     };
-    let mut moved = false;
-    for suffix in ["-wal", "-shm"] {
+    match keep(&mut aside).and_then(|()| sync_directory(path)) {
+        Ok(()) => Ok(aside),
+        Err(error) => {
+            aside.undo()?;
+            Err(error)
+        }
+    }
+}
+
+fn keep(aside: &mut Aside<'_>) -> Result<(), OpenError> {
+    let (path, kept) = (aside.path, aside.kept);
+    match std::fs::hard_link(path, kept) {
+        Ok(()) => aside.linked = true,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            return Err(io_error("keep", path)(error));
+        }
+        // Until the new one is in place there is none, which is told to a core that starts.
+        Err(_) => {
+            rename_new(path, kept).map_err(io_error("keep", path))?;
+            (aside.linked, aside.renamed) = (true, true);
+        }
+    }
+    for suffix in LOGS {
         let log = beside(path, suffix);
         match std::fs::rename(&log, beside(kept, suffix)) {
-            Ok(()) => moved = true,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Ok(()) => aside.moved.push(suffix),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("keep", &log)(error)),
         }
     }
-    sync_directory(path)?;
-    Ok(linked || moved)
+    Ok(())
+}
+
+/// With its log.
+fn remove_database(path: &Path) -> Result<(), OpenError> {
+    for suffix in LOGS {
+        remove(&beside(path, suffix))?;
+    }
+    remove(path)
 }
 
 fn remove(path: &Path) -> Result<(), OpenError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io_error("remove", path)(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
     }
 }
