@@ -25,6 +25,8 @@ pub(super) const AMPLE_BYTES: u64 = 4 << 20;
 pub(super) struct Room {
     reserve: PathBuf,
     low: bool,
+    /// There is no reserve, because there was no room for it.
+    lacks_reserve: bool,
 }
 
 /// Too little is free.
@@ -38,9 +40,10 @@ pub(super) struct Scarce {
 impl Room {
     /// Makes the reserve, if it is missing and there is ample room.
     pub(super) fn new(database: &Path) -> Self {
-        let room = Self {
+        let mut room = Self {
             reserve: beside(database, ".reserve"),
             low: false,
+            lacks_reserve: false,
         };
         room.set_aside();
         room
@@ -62,6 +65,9 @@ impl Room {
             tracing::info!(free_bytes, "there is room on the disk again");
         } else if !self.low && free_bytes < SCARCE_BYTES {
             self.give_up();
+        } else if self.lacks_reserve && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+            // Already at the start there was too little.
+            self.set_aside();
         }
         self.low.then(|| self.scarce(free_bytes))
     }
@@ -107,9 +113,10 @@ impl Room {
     }
 
     /// Not having one is no failure: then deletes on a full disk may be refused too.
-    fn set_aside(&self) {
+    fn set_aside(&mut self) {
         let has = std::fs::metadata(&self.reserve).is_ok_and(|found| found.len() >= RESERVE_BYTES);
-        if has || self.free_bytes() < RESERVE_BYTES + AMPLE_BYTES {
+        self.lacks_reserve = !has && self.free_bytes() < RESERVE_BYTES + AMPLE_BYTES;
+        if has || self.lacks_reserve {
             return;
         }
         let made = || {
@@ -125,5 +132,25 @@ impl Room {
         if let Err(error) = made() {
             tracing::warn!(path = %self.reserve.display(), %error, "no reserve could be set aside");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_was_short_of_room_gets_its_reserve_later() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let database = directory.path().join("runtime.db");
+        let mut room = Room {
+            reserve: beside(&database, ".reserve"),
+            low: false,
+            lacks_reserve: true,
+        };
+        assert!(room.is_low().is_none(), "the test needs 8 MiB");
+        let reserve = std::fs::metadata(&room.reserve).expect("made");
+        assert_eq!(reserve.len(), RESERVE_BYTES);
+        assert!(!room.lacks_reserve);
     }
 }
