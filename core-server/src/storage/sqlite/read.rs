@@ -1,7 +1,7 @@
 //! Reading: short transactions on read-only connections.
 //!
-//! Every query is a seek by key and steps from row to row, so looking at the clock between rows ends
-//! a slow reading as soon as SQLite's own interrupt would.
+//! A page is a seek by key and steps from row to row, and the clock is looked at between rows: a
+//! reading ends at its deadline but for the step that it is in, which a slow disk can hold up.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -64,6 +64,8 @@ pub struct StorageWatch {
     ready: VecDeque<StorageChange>,
     /// Nothing was told since it was told to forget.
     forgotten: bool,
+    /// It is not to be opened again at once.
+    pause: bool,
 }
 
 impl fmt::Debug for StorageWatch {
@@ -86,6 +88,7 @@ impl StorageWatch {
             stream: None,
             ready: VecDeque::new(),
             forgotten: true,
+            pause: false,
         };
         watch.stream = Some(watch.open().await?);
         Ok(watch)
@@ -126,6 +129,10 @@ impl StorageWatch {
             if let Some(change) = self.ready.pop_front() {
                 return Ok(change);
             }
+            if self.pause {
+                tokio::time::sleep(backoff.next()).await;
+                self.pause = false;
+            }
             let failure = match &mut self.stream {
                 Some(stream) => match stream.message().await {
                     Ok(Some(message)) => {
@@ -146,6 +153,8 @@ impl StorageWatch {
             self.stream = None;
             match failure {
                 Some(error) if error.code() == Code::OutOfRange => {
+                    // Once at once; a core that cannot keep up with beginning anew is not pressed.
+                    self.pause = self.cursor.is_none();
                     self.cursor = None;
                     self.forget();
                 }
