@@ -196,8 +196,12 @@ impl Classify for Error {
             Self::QueueFull => Reason::QueueFull,
             Self::DiskLow { .. } => Reason::DiskLow,
             Self::OverQuota { over, .. } => match over {
-                OverQuota::Keys { .. } => Reason::QuotaKeys,
-                OverQuota::Bytes { .. } | OverQuota::StoreBytes { .. } => Reason::QuotaBytes,
+                OverQuota::Keys { .. }
+                | OverQuota::OwnerKeys { .. }
+                | OverQuota::Namespaces { .. } => Reason::QuotaKeys,
+                OverQuota::Bytes { .. }
+                | OverQuota::OwnerBytes { .. }
+                | OverQuota::StoreBytes { .. } => Reason::QuotaBytes,
             },
             Self::Compacted => Reason::Compacted,
             Self::Unsupported { .. } => Reason::Unsupported,
@@ -237,6 +241,10 @@ impl Classify for Error {
             Self::OverQuota { namespace, over } => {
                 let (scope, limit) = match over {
                     OverQuota::Keys { limit } | OverQuota::Bytes { limit } => ("namespace", limit),
+                    OverQuota::OwnerKeys { limit, .. } | OverQuota::OwnerBytes { limit, .. } => {
+                        ("owner", limit)
+                    }
+                    OverQuota::Namespaces { limit, .. } => ("namespaces", limit),
                     OverQuota::StoreBytes { limit } => ("store", limit),
                 };
                 vec![

@@ -16,7 +16,7 @@ use super::adapter::{
 };
 use super::error::Fault;
 use super::names::{Direction, Key, Namespace};
-use super::quota::{Growth, Usage};
+use super::quota::{Growth, Owned, Usage, of_owner};
 use crate::types::Revision;
 
 /// Keeps entries in memory.
@@ -70,9 +70,14 @@ impl Tables {
             growth.note(op.key(), before, after);
         }
         let usage = self.namespaces.get(namespace).map(|table| table.usage);
+        let mut owned = Owned::default();
+        for (_, table) in of_owner(&self.namespaces, namespace) {
+            owned.add(table.usage);
+        }
+        let before = usage.unwrap_or_default();
         terms
             .quotas
-            .admit(namespace, usage.unwrap_or_default(), self.total, growth)
+            .admit(namespace, before, owned, self.total, growth)
             .map_err(Rejection::OverQuota)?;
         let table = self.namespaces.entry(namespace.clone()).or_default();
         let revision = Revision(self.revision.0 + 1);

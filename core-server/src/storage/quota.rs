@@ -4,11 +4,17 @@
 //! replaces a value by one that is not longer, always goes on, also when a quota was lowered below
 //! what is there.
 //!
+//! An *owner* is the first part of a namespace's name: `lamp` owns `lamp` and all that begin with `lamp.`. All
+//! of an owner's namespaces together are bounded by the quota of the one that has its name, and their number
+//! by [`MAX_NAMESPACES`]: whoever may make namespaces gains no room by it. So keys are bounded too, and with
+//! them what a key takes beyond its bytes.
+//!
 //! Quotas of single namespaces are kept in the store itself, under `quota/<namespace>` in the
 //! namespace `core`, which only the core writes: so they survive, are copied and restored with the
 //! data that they bound, and need nothing of an engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +23,8 @@ use super::names::{Key, Namespace};
 /// The core's own namespace.
 pub(super) const CORE_NAMESPACE: &str = "core";
 const KEY_PREFIX: &str = "quota/";
+/// Most namespaces of one owner that hold anything.
+pub const MAX_NAMESPACES: u64 = 256;
 
 /// Bounds of one namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +55,15 @@ pub struct Usage {
     pub bytes: u64,
 }
 
+/// What all namespaces of one owner hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// Namespaces that hold anything.
+    pub namespaces: u64,
+    /// What they hold together.
+    pub usage: Usage,
+}
+
 /// What a write adds and takes away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Growth {
@@ -57,7 +74,7 @@ pub struct Growth {
 }
 
 /// Which bound a write would have gone beyond.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverQuota {
     /// Keys of the namespace.
     #[error("the namespace may hold {limit} keys")]
@@ -68,6 +85,32 @@ pub enum OverQuota {
     /// Bytes of the namespace.
     #[error("the namespace may hold {limit} bytes of keys and values")]
     Bytes {
+        /// The bound.
+        limit: u64,
+    },
+    /// Keys of all namespaces of an owner.
+    #[error("\"{owner}\" and the namespaces below it may hold {limit} keys together")]
+    OwnerKeys {
+        /// The owner.
+        owner: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// Bytes of all namespaces of an owner.
+    #[error(
+        "\"{owner}\" and the namespaces below it may hold {limit} bytes of keys and values together"
+    )]
+    OwnerBytes {
+        /// The owner.
+        owner: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// Namespaces of an owner.
+    #[error("there may be {limit} namespaces below \"{owner}\", itself included")]
+    Namespaces {
+        /// The owner.
+        owner: String,
         /// The bound.
         limit: u64,
     },
@@ -124,7 +167,8 @@ impl Quotas {
         }
     }
 
-    /// Whether a write may be: what the namespace and the store hold before it, and what it adds.
+    /// Whether a write may be: what the namespace, all of its owner and the store hold before it, and what
+    /// it adds.
     ///
     /// # Errors
     /// The bound that it would go beyond.
@@ -132,6 +176,7 @@ impl Quotas {
         &self,
         namespace: &Namespace,
         before: Usage,
+        owned: Owned,
         store: Usage,
         growth: Growth,
     ) -> Result<(), OverQuota> {
@@ -145,9 +190,39 @@ impl Quotas {
         if beyond(before.bytes, growth.bytes, quota.bytes) {
             return Err(OverQuota::Bytes { limit: quota.bytes });
         }
+        if owner(namespace) != CORE_NAMESPACE {
+            self.admit_owner(namespace, before, owned, growth)?;
+        }
         if beyond(store.bytes, growth.bytes, self.store_bytes) {
             let limit = self.store_bytes;
             return Err(OverQuota::StoreBytes { limit });
+        }
+        Ok(())
+    }
+
+    fn admit_owner(
+        &self,
+        namespace: &Namespace,
+        before: Usage,
+        owned: Owned,
+        growth: Growth,
+    ) -> Result<(), OverQuota> {
+        let owner = owner(namespace).to_owned();
+        let own = self.own.get(owner.as_str()).copied().unwrap_or_default();
+        let beyond = |held: u64, growth: i64, limit: u64| {
+            growth > 0 && held.saturating_add_signed(growth) > limit
+        };
+        if before.keys == 0 && growth.keys > 0 && owned.namespaces >= MAX_NAMESPACES {
+            let limit = MAX_NAMESPACES;
+            return Err(OverQuota::Namespaces { owner, limit });
+        }
+        let limit = own.keys.unwrap_or(self.default.keys);
+        if beyond(owned.usage.keys, growth.keys, limit) {
+            return Err(OverQuota::OwnerKeys { owner, limit });
+        }
+        let limit = own.bytes.unwrap_or(self.default.bytes);
+        if beyond(owned.usage.bytes, growth.bytes, limit) {
+            return Err(OverQuota::OwnerBytes { owner, limit });
         }
         Ok(())
     }
@@ -171,6 +246,36 @@ impl Quotas {
                 self.own.remove(&namespace);
             }
         }
+    }
+}
+
+/// The first part of a namespace's name.
+fn owner(namespace: &Namespace) -> &str {
+    let name = namespace.as_str();
+    name.split_once('.').map_or(name, |(owner, _)| owner)
+}
+
+/// Those of a map by namespace that have the owner of this one, in order.
+pub(super) fn of_owner<'a, T>(
+    all: &'a BTreeMap<Namespace, T>,
+    namespace: &'a Namespace,
+) -> impl Iterator<Item = (&'a Namespace, &'a T)> {
+    let owner = owner(namespace);
+    let below = format!("{owner}.");
+    let first = all.get_key_value(owner);
+    let from = Bound::Included(below.as_str());
+    let rest = all.range::<str, _>((from, Bound::Unbounded));
+    first
+        .into_iter()
+        .chain(rest.take_while(move |(name, _)| name.as_str().starts_with(&below)))
+}
+
+impl Owned {
+    /// Adds a namespace.
+    pub(super) fn add(&mut self, usage: Usage) {
+        self.namespaces += u64::from(usage.keys > 0);
+        self.usage.keys = self.usage.keys.saturating_add(usage.keys);
+        self.usage.bytes = self.usage.bytes.saturating_add(usage.bytes);
     }
 }
 
@@ -239,7 +344,7 @@ mod tests {
         ];
         for ((keys, bytes), expected) in rows {
             let growth = Growth { keys, bytes };
-            let judged = quotas().admit(&namespace("a"), full, full, growth);
+            let judged = quotas().admit(&namespace("a"), full, all(full), full, growth);
             assert_eq!(judged, expected, "{growth:?}");
         }
         let over = Usage {
@@ -247,16 +352,84 @@ mod tests {
             bytes: 1_000,
         };
         let shrink = Growth { keys: 0, bytes: -1 };
-        assert_eq!(quotas().admit(&namespace("a"), over, over, shrink), Ok(()));
+        assert_eq!(
+            quotas().admit(&namespace("a"), over, all(over), over, shrink),
+            Ok(())
+        );
         let store = Usage {
             keys: 9,
             bytes: 150,
         };
         let growth = Growth { keys: 1, bytes: 1 };
         assert_eq!(
-            quotas().admit(&namespace("b"), Usage::default(), store, growth),
+            quotas().admit(
+                &namespace("b"),
+                Usage::default(),
+                Owned::default(),
+                store,
+                growth
+            ),
             Err(OverQuota::StoreBytes { limit: 150 })
         );
+    }
+
+    fn all(usage: Usage) -> Owned {
+        let mut owned = Owned::default();
+        owned.add(usage);
+        owned
+    }
+
+    #[test]
+    fn namespaces_below_a_name_share_its_bounds() {
+        let mut quotas = quotas();
+        let below = namespace("a.x");
+        let owned = Owned {
+            namespaces: 2,
+            usage: Usage { keys: 3, bytes: 90 },
+        };
+        let judge = |quotas: &Quotas, owned, (keys, bytes)| {
+            let growth = Growth { keys, bytes };
+            quotas.admit(&below, Usage::default(), owned, Usage::default(), growth)
+        };
+        let owner = || "a".to_owned();
+        let keys = OverQuota::OwnerKeys {
+            owner: owner(),
+            limit: 3,
+        };
+        assert_eq!(judge(&quotas, owned, (1, 1)), Err(keys));
+        let bytes = OverQuota::OwnerBytes {
+            owner: owner(),
+            limit: 100,
+        };
+        assert_eq!(judge(&quotas, owned, (0, 11)), Err(bytes));
+        assert_eq!(judge(&quotas, owned, (0, 10)), Ok(()));
+        let many = Owned {
+            namespaces: MAX_NAMESPACES,
+            ..Owned::default()
+        };
+        let namespaces = OverQuota::Namespaces {
+            owner: owner(),
+            limit: MAX_NAMESPACES,
+        };
+        assert_eq!(judge(&quotas, many, (1, 1)), Err(namespaces));
+        // More for the owner is more for all of them.
+        quotas.learn(&key_of(&namespace("a")), Some(r#"{"keys":4}"#));
+        assert_eq!(judge(&quotas, owned, (1, 1)), Ok(()));
+    }
+
+    #[test]
+    fn an_owner_has_what_begins_with_its_name_and_a_dot() {
+        let names = [
+            "lamp", "lamp-x", "lamp.a", "lamp.a.b", "lamp_x", "lamps", "z.lamp",
+        ];
+        let all: BTreeMap<_, _> = names.map(|name| (namespace(name), ())).into();
+        for name in ["lamp", "lamp.a", "lamp.new"] {
+            let of = namespace(name);
+            let found: Vec<_> = of_owner(&all, &of)
+                .map(|(name, ())| name.as_str())
+                .collect();
+            assert_eq!(found, ["lamp", "lamp.a", "lamp.a.b"]);
+        }
     }
 
     #[test]

@@ -106,6 +106,39 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
     set(&again, &space, "f", "2").await.expect("no growth");
 }
 
+pub(super) async fn an_owner_gains_nothing_by_more_namespaces(bench: Bench) {
+    let config = Config {
+        namespace_keys: 3,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    let [first, second, third] = ["lamp", "lamp.a", "lamp.b"].map(namespace);
+    set(&storage, &first, "k", "1").await.expect("writes");
+    // Together, so that they are one transaction.
+    let writes = [&second, &third].map(|space| {
+        let value = Bytes::from_static(b"1");
+        storage.set(space, key("k"), value, None, soon())
+    });
+    for write in writes {
+        write.await.expect("writes");
+    }
+    for space in [&first, &second, &third, &namespace("lamp.c")] {
+        let refused = set(&storage, space, "other", "1").await.expect_err("full");
+        assert_eq!(refused.reason(), Reason::QuotaKeys, "{space}");
+        let scope = ("scope", "owner".to_owned());
+        assert!(refused.metadata().contains(&scope), "{refused:?}");
+    }
+    let others = namespace("lamp-other");
+    set(&storage, &others, "k", "1")
+        .await
+        .expect("another owner");
+    let deleted = storage.delete(&second, key("k"), None, soon());
+    deleted.await.expect("deletes");
+    set(&storage, &third, "other", "1")
+        .await
+        .expect("room again");
+}
+
 pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
     let storage = bench.open();
     let (space, other) = (namespace("n"), namespace("m"));

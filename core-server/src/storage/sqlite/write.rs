@@ -1,6 +1,6 @@
 //! Writing: one transaction for a batch, and checkpoints.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use crate::error::Outcome;
 use crate::storage::adapter::{Applied, Commit, CommitFault, Op, Rejection, Terms, has_passed};
 use crate::storage::error::Fault;
 use crate::storage::names::{Key, Namespace};
-use crate::storage::quota::{Growth, Usage};
+use crate::storage::quota::{Growth, Owned, Usage, of_owner};
 use crate::types::Revision;
 
 const FIND: &str = "SELECT revision, octet_length(value), expires_at FROM entry \
@@ -33,7 +33,7 @@ const SHIFT: &str = "UPDATE entry SET expires_at = expires_at + ?2 \
 pub(super) struct Standing {
     pub(super) revision: Revision,
     pub(super) total: Usage,
-    pub(super) namespaces: HashMap<Namespace, Usage>,
+    pub(super) namespaces: BTreeMap<Namespace, Usage>,
 }
 
 /// Why a transaction is not on disk, or may not be.
@@ -73,7 +73,7 @@ pub(super) fn transaction(
         revision: standing.revision,
         total: standing.total,
         before: standing,
-        touched: HashMap::new(),
+        touched: BTreeMap::new(),
     };
     let done = filling
         .fill(batch)
@@ -100,7 +100,7 @@ struct Filling<'a> {
     revision: Revision,
     total: Usage,
     /// What the namespaces hold that were written.
-    touched: HashMap<Namespace, Usage>,
+    touched: BTreeMap<Namespace, Usage>,
 }
 
 /// What lies under a key.
@@ -170,10 +170,10 @@ impl Filling<'_> {
         let known = self.touched.get(namespace);
         let known = known.or_else(|| self.before.namespaces.get(namespace));
         let mut usage = known.copied().unwrap_or_default();
-        let judged = self
-            .terms
-            .quotas
-            .admit(namespace, usage, self.total, growth);
+        let judged =
+            self.terms
+                .quotas
+                .admit(namespace, usage, self.owned(namespace), self.total, growth);
         if let Err(over) = judged {
             return Ok(Err(Rejection::OverQuota(over)));
         }
@@ -214,6 +214,20 @@ impl Filling<'_> {
         }
         let revision = self.revision;
         Ok(Ok(Applied { revision, existed }))
+    }
+
+    /// What the namespace's owner holds.
+    fn owned(&self, namespace: &Namespace) -> Owned {
+        let mut owned = Owned::default();
+        for (name, usage) in of_owner(&self.before.namespaces, namespace) {
+            owned.add(*self.touched.get(name).unwrap_or(usage));
+        }
+        for (name, usage) in of_owner(&self.touched, namespace) {
+            if !self.before.namespaces.contains_key(name) {
+                owned.add(*usage);
+            }
+        }
+        owned
     }
 
     fn find(&self, namespace: &Namespace, key: &Key) -> rusqlite::Result<Option<Held>> {
