@@ -358,7 +358,8 @@ impl storage_server::Storage for Api {
                 include_initial: message.include_initial,
             };
             let place = super::place_for_watch(&caller, self.max_watches)?;
-            Ok::<_, Failure>((self.storage.watch(request)?, place))
+            let watch = self.storage.watch_for(caller.source.as_str(), request)?;
+            Ok::<_, Failure>((watch, place))
         };
         let opened = open(request.into_inner()).map_err(status::from_failure)?;
         let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {

@@ -97,11 +97,20 @@ impl Covered {
 }
 
 impl Storage {
-    /// Watches keys of a namespace.
+    /// Watches keys of a namespace, for nobody in particular.
+    ///
+    /// # Errors
+    /// Those of [`Self::watch_for`].
+    pub fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+        self.watch_for("", request)
+    }
+
+    /// Watches keys of a namespace. What the core keeps for slow watches of one owner is bounded for all of
+    /// them together.
     ///
     /// # Errors
     /// [`Error::BadField`], [`Error::BadKey`] (a prefix), [`Error::Compacted`], [`Error::ShuttingDown`].
-    pub fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+    pub fn watch_for(&self, owner: &str, request: WatchRequest) -> Result<Watch, Error> {
         if request.prefixes.len() > MAX_PREFIXES {
             return Err(Error::BadField {
                 field: "prefixes",
@@ -120,7 +129,12 @@ impl Storage {
         let prefixes = outermost(request.prefixes);
         let mut changes = self.inner.shared.changes.lock();
         let (id, cursor) = changes
-            .join(request.namespace.clone(), prefixes.clone(), request.from)
+            .join(
+                owner,
+                request.namespace.clone(),
+                prefixes.clone(),
+                request.from,
+            )
             .map_err(error)?;
         drop(changes);
         let all = [String::new()];

@@ -4,8 +4,9 @@
 //! watcher reads the ring from its own position. When the ring drops a change that a watcher has not
 //! read, the change moves into that watcher's own *backlog*, where a newer one of the same key takes the
 //! place of the older: so a slow watcher gets the newest change of each key, marked, in order of
-//! revision, and then goes on with the ring. A backlog is bounded; beyond its bound the watch ends
-//! COMPACTED, so loss is always told.
+//! revision, and then goes on with the ring. A backlog is bounded, and so are all backlogs of one owner
+//! together, however many watches it has; the watch that goes beyond a bound ends COMPACTED, so loss is
+//! always told.
 //!
 //! Pure but for the wakers that it hands back.
 
@@ -20,7 +21,7 @@ use crate::types::{Epoch, Revision};
 /// Most changes in the ring, and most bytes of their keys and values.
 pub(super) const RING_CHANGES: usize = 8_192;
 const RING_BYTES: usize = 16 << 20;
-/// Most keys, and most bytes, of one watcher's backlog.
+/// Most keys of one watcher's backlog, and most bytes of those of all watchers of one owner.
 const BACKLOG_KEYS: usize = 65_536;
 const BACKLOG_BYTES: usize = 16 << 20;
 /// A message to a watcher ends with the revision that passes one of these.
@@ -107,6 +108,7 @@ pub(super) type WatcherId = u64;
 
 struct Watcher {
     namespace: Namespace,
+    owner: Owner,
     /// None: all keys.
     prefixes: Box<[String]>,
     /// Position in the ring of what it reads next.
@@ -127,6 +129,29 @@ impl Watcher {
 
     fn wants_key(&self, key: &str) -> bool {
         self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| key.starts_with(prefix))
+    }
+}
+
+/// Who watches: a plugin, or the operators.
+pub(super) type Owner = Arc<str>;
+
+/// Bytes of the backlogs of each owner that has any.
+#[derive(Default)]
+struct Budgets(HashMap<Owner, usize>);
+
+impl Budgets {
+    /// What a backlog was changed to. False: now its owner has too much.
+    fn note(&mut self, owner: &Owner, before: usize, after: usize) -> bool {
+        if before == after {
+            return true;
+        }
+        let held = self.0.get(owner).copied().unwrap_or_default() + after - before;
+        if held == 0 {
+            self.0.remove(owner);
+        } else {
+            self.0.insert(Arc::clone(owner), held);
+        }
+        held <= BACKLOG_BYTES
     }
 }
 
@@ -153,7 +178,7 @@ impl Backlog {
         self.bytes += noted.change.bytes();
         self.order.insert(position, key.clone());
         self.by_key.insert(key, (position, noted));
-        self.by_key.len() <= BACKLOG_KEYS && self.bytes <= BACKLOG_BYTES
+        self.by_key.len() <= BACKLOG_KEYS
     }
 
     fn first(&self) -> Option<&Change> {
@@ -181,6 +206,7 @@ pub(super) struct Changes {
     /// Of the newest commit that was noted.
     last: Revision,
     watchers: HashMap<WatcherId, Watcher>,
+    budgets: Budgets,
     by_namespace: HashMap<Namespace, Vec<WatcherId>>,
     next_id: WatcherId,
     /// Some watcher waits for a revision.
@@ -199,6 +225,7 @@ impl Changes {
             floor: revision,
             last: revision,
             watchers: HashMap::new(),
+            budgets: Budgets::default(),
             by_namespace: HashMap::new(),
             next_id: 0,
             awaited: false,
@@ -224,6 +251,7 @@ impl Changes {
     /// Joins at the end, or behind a cursor. Returns where it stands.
     pub(super) fn join(
         &mut self,
+        owner: &str,
         namespace: Namespace,
         prefixes: Vec<String>,
         from: Option<Cursor>,
@@ -252,6 +280,7 @@ impl Changes {
             .push(id);
         let watcher = Watcher {
             namespace,
+            owner: owner.into(),
             prefixes: prefixes.into(),
             next,
             told: next,
@@ -268,6 +297,7 @@ impl Changes {
         let Some(watcher) = self.watchers.remove(&id) else {
             return;
         };
+        self.budgets.note(&watcher.owner, watcher.backlog.bytes, 0);
         if let Some(ids) = self.by_namespace.get_mut(&watcher.namespace) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
@@ -335,7 +365,15 @@ impl Changes {
                 continue;
             }
             watcher.next = position + 1;
-            if watcher.wants(&first) && !watcher.backlog.note(position, (*first).clone()) {
+            if !watcher.wants(&first) {
+                continue;
+            }
+            let before = watcher.backlog.bytes;
+            let few = watcher.backlog.note(position, (*first).clone());
+            let after = watcher.backlog.bytes;
+            let small = self.budgets.note(&watcher.owner, before, after);
+            if !few || !small {
+                self.budgets.note(&watcher.owner, after, 0);
                 watcher.backlog = Backlog::default();
                 watcher.end = Some(End::Compacted);
             }
@@ -359,12 +397,15 @@ impl Changes {
         }
         let beyond = |revision: Revision| up_to.is_some_and(|up_to| revision > up_to);
         let mut batch = Batch::default();
+        let before = watcher.backlog.bytes;
         while let Some(first) = watcher.backlog.first() {
             if beyond(first.revision) || batch.is_full(first.revision) {
                 break;
             }
             batch.extend(watcher.backlog.pop());
         }
+        self.budgets
+            .note(&watcher.owner, before, watcher.backlog.bytes);
         // The cursor of a backlog's part would leave out what is still in it.
         let resumable = watcher.backlog.order.is_empty();
         let mut reached = self.last;
@@ -418,6 +459,7 @@ impl Changes {
 
     fn end_all(&mut self, end: End) -> Vec<Waker> {
         let mut wakers = Vec::new();
+        self.budgets = Budgets::default();
         for watcher in self.watchers.values_mut() {
             watcher.end.get_or_insert(end);
             watcher.backlog = Backlog::default();

@@ -65,7 +65,7 @@ fn told(changes: &mut Changes, id: WatcherId) -> Option<Told> {
 
 fn join(changes: &mut Changes, space: &str, prefixes: &[&str]) -> WatcherId {
     let prefixes = prefixes.iter().map(ToString::to_string).collect();
-    let joined = changes.join(namespace(space), prefixes, None);
+    let joined = changes.join("", namespace(space), prefixes, None);
     joined.expect("open").0
 }
 
@@ -101,7 +101,7 @@ fn a_cursor_resumes_as_long_as_all_behind_it_is_there() {
             revision: Revision(revision),
         };
         changes
-            .join(namespace("a"), Vec::new(), Some(cursor))
+            .join("", namespace("a"), Vec::new(), Some(cursor))
             .map(|(id, _)| id)
     };
     for (epoch, revision) in [(7, 11), (7, 10), (7, 16), (8, 13)] {
@@ -157,6 +157,43 @@ fn a_backlog_beyond_its_bound_ends_the_watch() {
     assert!(matches!(told(&mut changes, other), Some((none, Some(_))) if none.is_empty()));
 }
 
+/// However many watches somebody lets stand, they hold no more than one would.
+#[test]
+fn the_backlogs_of_one_owner_share_a_bound() {
+    let mut changes = Changes::new(EPOCH, Revision(0), 1);
+    let mut by = |owner| {
+        let joined = changes.join(owner, namespace("a"), Vec::new(), None);
+        joined.expect("open").0
+    };
+    let hogs = [0; 4].map(|_| by("hog"));
+    let modest = by("modest");
+    let long = Json::trusted(Bytes::from("1".repeat(1 << 20)));
+    for revision in 1..=10 {
+        let mut noted = put("a", &format!("k{revision}"), revision);
+        if let What::Put(entry) = &mut noted.change.what {
+            entry.value = long.clone();
+        }
+        note(&mut changes, noted);
+        assert!(
+            changes
+                .budgets
+                .0
+                .values()
+                .all(|held| *held <= BACKLOG_BYTES)
+        );
+    }
+    let ended = hogs.map(|id| changes.take(id, None, Waker::noop()).is_err());
+    let ended = ended.iter().filter(|ended| **ended).count();
+    assert!((1..4).contains(&ended), "{ended}");
+    assert!(told(&mut changes, modest).is_some(), "goes on");
+    while told(&mut changes, modest).is_some() {}
+    assert!(!changes.budgets.0.contains_key("modest"), "given back");
+    for id in hogs {
+        changes.leave(id);
+    }
+    assert!(changes.budgets.0.is_empty());
+}
+
 #[test]
 fn a_revision_is_told_whole() {
     let mut changes = Changes::new(EPOCH, Revision(0), 10_000);
@@ -196,7 +233,7 @@ fn beginning_anew_ends_all_and_forgets_all() {
         epoch: EPOCH,
         revision: Revision(1),
     };
-    let joined = changes.join(namespace("a"), Vec::new(), Some(old));
+    let joined = changes.join("", namespace("a"), Vec::new(), Some(old));
     assert_eq!(joined.map(|_| ()), Err(End::Compacted));
     changes.leave(id);
     assert_eq!(changes.watchers(), 0);
