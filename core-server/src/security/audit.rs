@@ -97,8 +97,7 @@ impl Audit {
         Self::default()
     }
 
-    /// A log in this directory, which is made when there is something to write. The thread ends with the
-    /// last handle, when everything is written.
+    /// A log in this directory. The thread ends with the last handle, when everything is written.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -196,7 +195,12 @@ struct Line<'a> {
 }
 
 fn write_all(records: &Receiver<(SystemTime, u64, Record)>, file: &mut Rotating) {
-    let mut failing = false;
+    // Opened at once: where it cannot be, that is said when the core starts and not with the first
+    // denial, and what the core holds does not grow with it.
+    let mut failing = file.write(b"").is_err_and(|error| {
+        tracing::error!(%error, "the audit log cannot be written");
+        true
+    });
     while let Ok((time, id, record)) = records.recv() {
         let time = jiff::Timestamp::try_from(time);
         let line = Line {

@@ -134,7 +134,8 @@ pub(crate) async fn busy(row: Row) -> Result<()> {
     row.tell("times degraded", f64::from(u32::try_from(moments)?), "");
     let cpu = crate::processes::cpu_seconds(before.pid).context("its CPU time")?;
     row.tell("CPU time burnt", cpu, "s");
-    row.require(cpu > 10.0, "it really was busy");
+    // What the machine's other work leaves it; one that rests takes a hundredth of that.
+    row.require(cpu > 2.0, "it really was busy");
     row.tell("slowest answer", worst(&latencies), "ms");
     row.require(latencies.len() > 20, "it answers calls meanwhile");
     home.stop(&row).await;
