@@ -30,6 +30,7 @@ mod wait;
 pub use client::{Address, Client, Presents};
 pub use declare::Declared;
 pub use failure::Told;
+pub use frames::BytesCodec;
 pub use process::{CoreProcess, Outsider, is_alive, signal};
 pub use proxy::{Direction, Faults, Proxy, Way};
 pub use raw_plugin::{Hello, RawPlugin};

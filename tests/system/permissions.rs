@@ -1,57 +1,20 @@
 //! Who may use what: every RPC of the contract by every kind of caller, grants and denies, and how a change
 //! of them acts on what is open.
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
 use core_proto::v1;
 use core_server::config::{Manage, Permissions};
 use core_server::plugin_manager::Manifest;
 use core_server::security::{Granting, Mode};
 use core_server::types::Pattern;
-use core_tests::{Client, Declared, Hello, RawPlugin, TestCore, Told, eventually, within};
+use core_tests::{
+    BytesCodec, Client, Declared, Hello, RawPlugin, TestCore, Told, eventually, within,
+};
 use core_tls::ClientTls;
 use prost::Message as _;
 use serde_json::{Value, json};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Code, Request, Status};
-
-/// Plain bytes either way.
-#[derive(Debug, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
+use tonic::{Code, Request};
 
 /// "package.Service/Method" of all RPCs that reflection shows; `standard_client` sees that it shows these.
 fn methods() -> Vec<String> {
@@ -84,7 +47,7 @@ async fn attempt(client: &Client, method: &str) -> String {
     let mut request = Request::new(messages);
     request.set_timeout(std::time::Duration::from_secs(5));
     // What is refused is refused before anything else is sent.
-    let answer = within(method, grpc.streaming(request, path, Raw)).await;
+    let answer = within(method, grpc.streaming(request, path, BytesCodec)).await;
     match answer {
         Ok(_) => "let in".to_owned(),
         Err(status) => {

@@ -311,6 +311,7 @@ async fn whoever_guesses_at_an_invitation_voids_it_and_a_wrong_pin_gives_nothing
     .await;
     assert!(told.is_empty(), "{told:?}");
     assert!(too_soon > 0, "nobody slowed the guesses down");
+    // The same advice: only time gives another guess.
     tokio::time::sleep(Duration::from_millis(1_000)).await;
     let refused = guess(&join.secret).await.expect_err("void");
     Told::by(&refused).is(Code::Unauthenticated, "BAD_INVITATION");

@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
 use core_proto::v1::plugin_message::Message as ToCore;
 use core_proto::v1::{self, PluginMessage};
-use core_tests::{Client, Hello, RawPlugin, Told};
+use core_tests::{BytesCodec, Client, Hello, RawPlugin, Told};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tokio::time::Instant;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Code, Status};
 
 use super::http2::{credential, home};
 use crate::home::Home;
@@ -314,7 +313,7 @@ async fn requests(row: &Row, client: &Client, time: Duration) -> Result<f64> {
         let mut request = tonic::Request::new(Bytes::from(mutator.next()));
         // What may wait, waits no longer than this.
         request.set_timeout(HANG / 2);
-        let asked = grpc.server_streaming(request, path, Opaque);
+        let asked = grpc.server_streaming(request, path, BytesCodec);
         let answer = tokio::time::timeout(10 * HANG, asked).await;
         let took = begin.elapsed();
         if took > slowest.0 {
@@ -367,42 +366,4 @@ fn unary_methods() -> Result<Vec<String>> {
         }
     }
     Ok(paths)
-}
-
-/// Bytes both ways.
-#[derive(Clone, Copy, Default)]
-struct Opaque;
-
-impl Codec for Opaque {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Opaque {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, bytes: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put_slice(&bytes);
-        Ok(())
-    }
-}
-
-impl Decoder for Opaque {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }

@@ -507,6 +507,7 @@ fn the_log_is_bounded_under_readers_that_never_leave_it() {
             .map(|index| {
                 let (adapter, is_over) = (&adapter, &is_over);
                 scope.spawn(move || {
+                    // The fault itself is time: readings that overlap, so that the log is never free.
                     std::thread::sleep(Duration::from_millis(100 * index));
                     let mut reads = 0;
                     while !is_over() {
