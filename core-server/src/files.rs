@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -66,6 +68,7 @@ impl DirectoryLock {
             .recursive(true)
             .mode(0o700)
             .create(directory)?;
+        refuse_others(directory)?;
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -94,9 +97,37 @@ impl DirectoryLock {
     }
 }
 
+/// Whoever can write a directory can put another file in the place of each, however they are protected.
+fn refuse_others(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    let mode = metadata.permissions().mode() & 0o7777;
+    let why = if owner != own && own != 0 {
+        format!("it belongs to uid {owner}, not to this user")
+    } else if mode & 0o022 != 0 {
+        let path = directory.display();
+        format!("other users can write it (mode {mode:03o}); run: chmod 700 {path}")
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_write_is_not_taken() {
+        let home = tempfile::tempdir().expect("a directory");
+        for mode in [0o777, 0o1777, 0o770] {
+            fs::set_permissions(home.path(), fs::Permissions::from_mode(mode)).expect("ours");
+            let error = DirectoryLock::take(home.path()).expect_err("open to others");
+            assert!(error.to_string().contains("chmod 700"), "{error}");
+        }
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        drop(DirectoryLock::take(home.path()).expect("only read by others"));
+    }
 
     #[test]
     fn the_old_content_stands_until_the_new_one_is_whole() {

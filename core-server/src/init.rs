@@ -119,8 +119,18 @@ pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error>
             made,
         });
     }
-    let made = make_certificates(config).map_err(|error| Error::Certificates(Box::new(error)))?;
     let security = config.data_dir.join("security");
+    let certificates: &[_] = match config.listen.tls_certificate {
+        Some(_) => &["ca.pem", "ca.key"],
+        None => &["ca.pem", "ca.key", "server.pem", "server.key"],
+    };
+    // Two at once would each make half of a CA. A core that runs has made all of it.
+    let lock = if certificates.iter().all(|name| security.join(name).exists()) {
+        None
+    } else {
+        Some(lock(config)?)
+    };
+    let made = make_certificates(config).map_err(|error| Error::Certificates(Box::new(error)))?;
     let files = [("ca", "ca.pem"), ("certificate", "server.pem")];
     for ((what, name), made) in files.into_iter().zip(made) {
         items.push(Item {
@@ -140,7 +150,7 @@ pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error>
     let access = if wanted.iter().all(|(_, _, path)| path.exists()) {
         None
     } else {
-        Some(open(config, &security)?)
+        Some(open(config, &security, lock)?)
     };
     for (plugin, what, path) in wanted {
         let made = match &access {
@@ -162,12 +172,20 @@ pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error>
     Ok(items)
 }
 
-/// The credentials that are kept, while no core runs on them.
-fn open(config: &Config, security: &Path) -> Result<(Access, DirectoryLock), Error> {
-    let lock = DirectoryLock::take(&config.data_dir).map_err(|source| Error::InUse {
+fn lock(config: &Config) -> Result<DirectoryLock, Error> {
+    DirectoryLock::take(&config.data_dir).map_err(|source| Error::InUse {
         path: config.data_dir.clone(),
         source,
-    })?;
+    })
+}
+
+/// The credentials that are kept, while no core runs on them.
+fn open(
+    config: &Config,
+    security: &Path,
+    held: Option<DirectoryLock>,
+) -> Result<(Access, DirectoryLock), Error> {
+    let lock = held.map_or_else(|| lock(config), Ok)?;
     fs::create_dir_all(security).map_err(|source| Error::File {
         path: security.to_owned(),
         source,
@@ -217,6 +235,32 @@ mod tests {
         let _core = DirectoryLock::take(&config.data_dir).expect("free");
         let error = init(&config, &[]).expect_err("in use").to_string();
         assert!(error.contains("corectl tokens create"), "{error}");
+    }
+
+    #[test]
+    fn what_is_made_at_once_by_several_is_one_whole() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = Config::for_tests(home.path());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                // All but one may be told that it is in use.
+                scope.spawn(|| init(&config, &[]).map(drop));
+            }
+        });
+        init(&config, &[]).expect("whole");
+        let path = |name| config.data_dir.join("security").join(name);
+        let core = core_tls::Pin::of(&pem(&path("ca.pem"))[0]);
+        let chain = pem(&path("server.pem"));
+        assert_eq!(core_tls::Pin::of(&chain[1]), core, "signed by another CA");
+        let authority = fs::read_to_string(path("ca.pem")).expect("there");
+        crate::transport::Tls::new(&path("server.pem"), &path("server.key"), &authority)
+            .expect("the key is the certificate's");
+    }
+
+    fn pem(path: &Path) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        use rustls::pki_types::pem::PemObject as _;
+        let found = rustls::pki_types::CertificateDer::pem_file_iter(path).expect("there");
+        found.map(|one| one.expect("PEM")).collect()
     }
 
     #[test]

@@ -241,6 +241,62 @@ async fn grants_and_denies_act_at_once_on_what_is_open() {
 }
 
 #[tokio::test]
+async fn watches_and_services_end_with_what_was_granted() {
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .start()
+        .await;
+    let grant = |lamp: &mut Manifest| {
+        lamp.granted.storage.read = patterns(&["home"]);
+        lamp.granted.manage = vec![Manage::ViewPlugins, Manage::ReadLogs];
+        lamp.granted.provide = patterns(&["geo.>"]);
+    };
+    change(&core, "lamp", grant).await;
+    let hello = Hello::ready().services(&["geo.lookup", "lamp.on"]);
+    let lamp = RawPlugin::open(&core.remote("lamp"), hello)
+        .await
+        .expect("admitted");
+    let plugin = lamp.client();
+    let watch = v1::StorageWatchRequest {
+        namespace: "home".to_owned(),
+        ..Default::default()
+    };
+    let watch = plugin.storage().watch(watch).await;
+    let mut watch = watch.expect("granted").into_inner();
+    let plugins = v1::PluginManagerWatchRequest::default();
+    let plugins = plugin.plugin_manager().watch(plugins).await;
+    let mut plugins = plugins.expect("granted").into_inner();
+    let logs = v1::PluginManagerLogsRequest {
+        name: "lamp".to_owned(),
+        follow: true,
+        ..Default::default()
+    };
+    let logs = plugin.plugin_manager().logs(logs).await;
+    let mut logs = logs.expect("granted").into_inner();
+    change(&core, "lamp", |lamp| lamp.granted = Permissions::default()).await;
+    macro_rules! ends {
+        ($stream:ident) => {
+            let end = within("it ends", async {
+                loop {
+                    match $stream.message().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => panic!("it ends without saying why"),
+                        Err(status) => break status,
+                    }
+                }
+            });
+            Told::by(&end.await).is(Code::PermissionDenied, "NOT_GRANTED");
+        };
+    }
+    ends!(watch);
+    ends!(plugins);
+    ends!(logs);
+    let services = core.operator().plugin("lamp").await.services;
+    assert_eq!(services, ["lamp.on"]);
+    core.shutdown().await;
+}
+
+#[tokio::test]
 async fn under_review_a_manifest_asks_and_the_operator_grants() {
     let core = TestCore::builder()
         .plugin(Declared::remote("lamp").may_publish("home.>"))

@@ -25,6 +25,55 @@ async fn next(watch: &mut Streaming<v1::StateEngineWatchResponse>) -> v1::StateE
 }
 
 #[tokio::test]
+async fn no_page_names_a_key_that_may_not_be_read() {
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .plugin(Declared::remote("safe"))
+        .plugin(Declared::remote("zone"))
+        .start()
+        .await;
+    let set = async |plugin: &RawPlugin, key: &str| {
+        let request = v1::StateEngineSetRequest {
+            key: key.to_owned(),
+            value: "1".into(),
+            ..Default::default()
+        };
+        let set = plugin.client().state_engine().set(request).await;
+        set.expect("its own");
+    };
+    let mut open = Vec::new();
+    for name in ["lamp", "safe", "zone"] {
+        let plugin = RawPlugin::open(&core.remote(name), Hello::ready()).await;
+        let plugin = plugin.expect("admitted");
+        for key in ["a", "b", "c"] {
+            set(&plugin, &format!("{name}.{key}")).await;
+        }
+        open.push(plugin);
+    }
+    let zone = open.last().expect("three").client();
+    let (mut token, mut found) = (String::new(), Vec::new());
+    loop {
+        let request = v1::StateEngineListRequest {
+            page_size: 1,
+            page_token: token,
+            ..Default::default()
+        };
+        let page = zone.state_engine().list(request).await;
+        let page = page.expect("a page").into_inner();
+        found.extend(page.entries.into_iter().map(|entry| entry.key));
+        token = page.next_page_token;
+        let told = |name| token.starts_with(name);
+        assert!(!told("lamp") && !told("safe"), "{token} is told");
+        if token.is_empty() {
+            break;
+        }
+    }
+    found.retain(|key| !key.starts_with("core."));
+    assert_eq!(found, ["zone.a", "zone.b", "zone.c"]);
+    core.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_watcher_gets_what_is_there_and_then_every_change_with_its_writer() {
     let core = TestCore::builder()
         .plugin(Declared::remote("lamp"))

@@ -50,7 +50,7 @@ pub enum Closed {
         reason: String,
     },
     /// Its credential is worth nothing any more.
-    #[error("the credential that this was opened with was revoked")]
+    #[error("the credential that this was opened with was revoked, or has expired")]
     Revoked,
     /// The core is stopping.
     #[error("the core is stopping")]

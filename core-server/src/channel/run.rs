@@ -54,6 +54,8 @@ pub struct Run {
     plugin: PluginName,
     id: RunId,
     generation: Generation,
+    /// The core runs it itself.
+    hosted: bool,
     ended: CancellationToken,
     gate: watch::Sender<Gate>,
     /// The channel, if there is one now. Guards only itself.
@@ -69,13 +71,24 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run that begins now.
+    /// A run that begins now, of a plugin that runs elsewhere.
     #[must_use]
     pub fn new(plugin: PluginName, generation: Generation) -> Arc<Self> {
+        Self::begin(plugin, generation, false)
+    }
+
+    /// A run that begins now, of a child or embedded plugin: only its own token speaks for it.
+    #[must_use]
+    pub fn hosted(plugin: PluginName, generation: Generation) -> Arc<Self> {
+        Self::begin(plugin, generation, true)
+    }
+
+    fn begin(plugin: PluginName, generation: Generation, hosted: bool) -> Arc<Self> {
         Arc::new(Self {
             plugin,
             id: RunId::random(),
             generation,
+            hosted,
             ended: CancellationToken::new(),
             gate: watch::Sender::new(Gate::Waiting),
             link: Mutex::new(None),
@@ -91,6 +104,12 @@ impl Run {
     #[must_use]
     pub fn plugin(&self) -> &PluginName {
         &self.plugin
+    }
+
+    /// Whether the core runs it itself, and so made a token for it.
+    #[must_use]
+    pub fn is_hosted(&self) -> bool {
+        self.hosted
     }
 
     /// Its id.

@@ -97,7 +97,7 @@ impl enrollment_server::Enrollment for Api {
             let peer = request.extensions().get::<Peer>().cloned();
             let csr = request.into_inner().csr;
             let access = self.access.clone();
-            let renew = move || access.renew(&credential.plugin, &csr);
+            let renew = move || access.renew(&credential, &csr);
             let renewed = blocking(renew).await;
             self.note("Enrollment/Renew", peer.as_ref(), "", &renewed);
             Ok::<_, Failure>(identity(renewed?))

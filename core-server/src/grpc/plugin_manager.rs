@@ -308,7 +308,13 @@ impl plugin_manager_server::PluginManager for Api {
             let response = |item| Ok(v1::PluginManagerWatchResponse { item: Some(item) });
             std::future::ready(item.map(response))
         });
-        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+        let lost = self.gatekeeper.loses_management(
+            &caller.source,
+            "PluginManager/Watch",
+            Manage::ViewPlugins,
+        );
+        let items = super::granted_stream(items, &caller, &self.scope, lost);
+        Ok(Response::new(items))
     }
 
     type LogsStream = super::ResponseStream<v1::PluginManagerLogsResponse>;
@@ -343,7 +349,13 @@ impl plugin_manager_server::PluginManager for Api {
             let records = records.into_iter().map(plugins::log_record).collect();
             Ok(v1::PluginManagerLogsResponse { records })
         });
-        Ok(Response::new(super::stream(batches, &caller, &self.scope)))
+        let lost = self.gatekeeper.loses_management(
+            &caller.source,
+            "PluginManager/Logs",
+            Manage::ReadLogs,
+        );
+        let batches = super::granted_stream(batches, &caller, &self.scope, lost);
+        Ok(Response::new(batches))
     }
 
     async fn push_logs(

@@ -13,6 +13,9 @@ use crate::state_engine::{SetOptions, StateEngine, WatchItem, WatchRequest};
 use crate::task::TaskScope;
 use crate::types::{Revision, StateKey};
 
+/// Keys that are looked at in one go, whatever the page: whose they are is judged without the lock.
+const KEYS_AT_ONCE: usize = 256;
+
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) state: StateEngine,
@@ -93,8 +96,7 @@ impl Api {
         Ok(key)
     }
 
-    /// Entries that the caller may not read are left out; a page may so be short, or empty with a
-    /// token.
+    /// Entries that the caller may not read are left out, and no token names one: a page may so be short.
     pub(super) fn list(
         &self,
         caller: &Caller,
@@ -107,24 +109,34 @@ impl Api {
         if after.is_some_and(|token| !belongs(token)) {
             return Err(BadField::PageToken.into());
         }
-        let page = self.state.list(&request.prefix, after, limit);
         let readable = |key: &StateKey| {
             self.gatekeeper
                 .may(&caller.source, Action::ReadState(key.as_str()))
         };
-        Ok(v1::StateEngineListResponse {
-            entries: page
-                .entries
-                .iter()
-                .filter(|entry| readable(&entry.key))
-                .map(state::entry)
-                .collect(),
-            next_page_token: page
-                .more_after
-                .map(|key| key.to_string())
-                .unwrap_or_default(),
-            revision: page.revision.0,
-        })
+        let mut after = after.map(str::to_owned);
+        loop {
+            // As many at once as make passing over those of others cheap.
+            let looked_at = limit.max(KEYS_AT_ONCE);
+            let page = self
+                .state
+                .list(&request.prefix, after.as_deref(), looked_at);
+            let mut found = page.entries.iter().filter(|entry| readable(&entry.key));
+            let entries: Vec<_> = found.by_ref().take(limit).map(state::entry).collect();
+            let is_more = page.more_after.is_some() || found.next().is_some();
+            let last = entries
+                .last()
+                .map(|entry: &v1::StateEntry| entry.key.clone());
+            match (last, page.more_after) {
+                (None, Some(more)) => after = Some(more.to_string()),
+                (last, _) => {
+                    return Ok(v1::StateEngineListResponse {
+                        next_page_token: last.filter(|_| is_more).unwrap_or_default(),
+                        revision: page.revision.0,
+                        entries,
+                    });
+                }
+            }
+        }
     }
 }
 

@@ -361,11 +361,14 @@ impl storage_server::Storage for Api {
             let watch = self.storage.watch_for(caller.source.as_str(), request)?;
             Ok::<_, Failure>((watch, place))
         };
+        let namespace = request.get_ref().namespace.clone();
         let opened = open(request.into_inner()).map_err(status::from_failure)?;
         let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {
             let item = watch.next().await?;
             Ok(Some((watch_item(item), (watch, place))))
         });
-        Ok(Response::new(super::stream(items, &caller, &self.scope)))
+        let lost = self.gatekeeper.loses_storage(&caller.source, namespace);
+        let items = super::granted_stream(items, &caller, &self.scope, lost);
+        Ok(Response::new(items))
     }
 }

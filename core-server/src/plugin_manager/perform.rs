@@ -145,7 +145,7 @@ impl Worker {
             return;
         };
         let generation = plugin.state.generation();
-        let run = Run::new(name.clone(), generation);
+        let run = Run::hosted(name.clone(), generation);
         self.work.runs.insert(Arc::clone(&run));
         self.shared.reports.begin(&run);
         let (orders, receiver) = watch::channel(Order::Run);

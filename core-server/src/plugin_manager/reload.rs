@@ -19,8 +19,9 @@ use super::plugin::Plugin;
 use super::upgrade::Upgrading;
 use super::worker::Worker;
 use super::{Error, Kind, Manifest};
+use crate::security::Action;
 use crate::supervisor::lifecycle::{Event, Origin, Phase, PluginState, Settings};
-use crate::types::PluginName;
+use crate::types::{PluginName, Source};
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -394,12 +395,26 @@ impl Worker {
             (manifest.name.clone(), manifest.effective(granting))
         });
         self.work.gatekeeper.set_permissions(permissions.collect());
+        self.withdraw_services();
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {
             let bar = self.bar(&name);
             self.feed(&name, Event::Barred(bar));
             let missing = self.missing(&name);
             self.feed(&name, Event::Dependencies(missing));
+        }
+    }
+
+    /// What a live run provides and may not any more is nobody's.
+    fn withdraw_services(&self) {
+        let (registry, gatekeeper) = (&self.work.registry, &self.work.gatekeeper);
+        for run in self.plugins.values().filter_map(|one| one.run.as_ref()) {
+            let source = Source::Plugin(run.plugin().clone());
+            for service in registry.registered_by(run.id()) {
+                if !gatekeeper.may(&source, Action::Provide(service.as_str())) {
+                    registry.unregister(run.id(), service.as_str());
+                }
+            }
         }
     }
 

@@ -150,6 +150,7 @@ impl Runtime {
         let router = Router::new(settings::routing(limits), registry.clone());
         let state = StateEngine::new(settings::state_engine(limits));
         let (credentials, runs) = (Credentials::default(), Runs::default());
+        let expiring_credentials = credentials.clone();
         let (tls_listeners, tls_addresses) = tls::bind_all(&config.listen.tls).await?;
         let (prepared, access) = {
             let (config, credentials) = (config.clone(), credentials.clone());
@@ -194,7 +195,9 @@ impl Runtime {
         // the server, the server's channels belong to the manager.
         let connector = Connector::default();
         let cookie: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
-        let custody = Custody::new(settings::custody(&config, &whole, &cookie));
+        let custody = settings::custody(&config, &whole, &cookie);
+        let adopter = custody.adopts_orphans.then(std::process::id);
+        let custody = Custody::new(custody);
         let custody = custody.map_err(Error::Threads)?;
         // Nothing is started before what an earlier core left is gone.
         custody.begin(&scopes.custody).await;
@@ -279,7 +282,7 @@ impl Runtime {
                 .filter(|pid| *pid > 0)
                 .collect()
         };
-        let supervised = Supervised::new(Arc::new(leaders), cookie);
+        let supervised = Supervised::new(Arc::new(leaders), cookie).adopted_by(adopter);
         let server = Server::new(
             routes,
             settings::http2(limits),
@@ -291,6 +294,9 @@ impl Runtime {
 
         let routing = router.clone();
         scopes.workers.spawn("router", |stop| routing.run(stop));
+        scopes
+            .workers
+            .spawn("credentials", |stop| expiring_credentials.run(stop));
         let expiring = state.clone();
         scopes
             .workers

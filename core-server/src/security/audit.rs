@@ -162,11 +162,14 @@ impl Denials {
         let caller = caller
             .rsplit_once(':')
             .map_or(caller.as_ref(), |(host, _)| host);
-        let key = if self.by_caller.len() < CALLERS || self.by_caller.contains_key(caller) {
-            caller
-        } else {
-            ""
-        };
+        if self.by_caller.len() >= CALLERS && !self.by_caller.contains_key(caller) {
+            self.forget_those_at_rest(now);
+        }
+        // Plugins are few and have a credential each: strangers do not hide them.
+        let is_apart = !record.plugin.is_empty()
+            || self.by_caller.len() < CALLERS
+            || self.by_caller.contains_key(caller);
+        let key = if is_apart { caller } else { "" };
         let window = self.by_caller.entry(key.to_owned()).or_insert(Window {
             since: now,
             told: 0,
@@ -183,6 +186,25 @@ impl Denials {
         window.told += 1;
         record.suppressed += std::mem::take(&mut window.untold);
         Some(record)
+    }
+
+    /// Who came once must not take the place of all who come later. What was not told of them is told
+    /// with those that are counted together.
+    fn forget_those_at_rest(&mut self, now: Instant) {
+        let mut untold = 0;
+        self.by_caller.retain(|_, window| {
+            let rests = now.saturating_duration_since(window.since) >= SECOND;
+            untold += if rests { window.untold } else { 0 };
+            !rests
+        });
+        if untold > 0 {
+            let together = self.by_caller.entry(String::new()).or_insert(Window {
+                since: now,
+                told: 0,
+                untold: 0,
+            });
+            together.untold += untold;
+        }
     }
 }
 
@@ -325,10 +347,25 @@ mod tests {
     fn those_who_come_from_everywhere_are_counted_together() {
         let mut denials = Denials::default();
         let now = Instant::now();
+        let stranger = |number: u32| Record {
+            peer: format!("tcp {}:1", std::net::Ipv4Addr::from(number)),
+            ..denial("")
+        };
         for number in 0..2_000 {
-            let _told = denials.judge(denial(&format!("p{number}")), now);
+            let _told = denials.judge(stranger(number), now);
         }
         assert_eq!(denials.by_caller.len(), CALLERS + 1);
+        assert!(denials.judge(denial("lamp"), now).is_some(), "not hidden");
+        let later = now + SECOND;
+        let next = denials.judge(stranger(9_000), later);
+        assert!(next.is_some_and(|record| record.suppressed == 0));
+        assert_eq!(denials.by_caller.len(), 2, "those at rest were forgotten");
+        let together = denials.by_caller.get("").map(|window| window.untold);
+        assert_eq!(
+            together,
+            Some(2_000 - CALLERS as u64 - 10),
+            "and not what was untold"
+        );
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Tokens: 32 random bytes per run for children and embedded plugins, configured ones for remote
 //! plugins, and those made at run time; certificates by their digest. Only hashes are kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
@@ -12,6 +12,9 @@ use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::types::{PluginName, RunId};
+
+/// How often it is looked whether a credential has expired.
+const EXPIRY_EVERY: Duration = Duration::from_secs(1);
 
 /// A secret. Shown by nothing but [`Token::reveal`].
 #[derive(Clone)]
@@ -126,6 +129,14 @@ impl Holder {
         }
     }
 
+    /// The mark of all that was opened with it so far; what is opened from now on has another.
+    fn begin_anew(&mut self) -> CancellationToken {
+        std::mem::take(match self {
+            Self::Plugin(credential) => &mut credential.revoked,
+            Self::Operator(token) => &mut token.revoked,
+        })
+    }
+
     fn id(&self) -> Option<&Arc<str>> {
         match self {
             Self::Plugin(credential) => credential.id.as_ref(),
@@ -207,17 +218,91 @@ impl Credentials {
         self.hold(digest, holder, expires_at);
     }
 
-    /// Takes a certificate that was issued, by its digest.
-    pub fn hold_certificate(&self, digest: Digest, holder: Holder, expires_at: Option<SystemTime>) {
-        let held = Held { holder, expires_at };
-        self.certificates.write().insert(digest, held);
+    /// Takes a certificate that was issued, by its digest. All certificates of a plugin have one mark:
+    /// what one has opened lives on when that gives way to its successors, and can still be ended.
+    pub fn hold_certificate(
+        &self,
+        digest: Digest,
+        mut holder: Holder,
+        expires_at: Option<SystemTime>,
+    ) {
+        let mut certificates = self.certificates.write();
+        if let Holder::Plugin(newcomer) = &mut holder {
+            let earlier = certificates.values().find_map(|held| match &held.holder {
+                Holder::Plugin(one) if one.plugin == newcomer.plugin => Some(one.revoked.clone()),
+                _ => None,
+            });
+            newcomer.revoked = earlier.unwrap_or_default();
+        }
+        certificates.insert(digest, Held { holder, expires_at });
     }
 
-    /// Ends what has this name.
+    /// Ends what has this name. Whatever another certificate of the same plugin has opened ends with it,
+    /// and may be opened again.
     pub fn revoke(&self, id: &str) {
-        let is_it = |holder: &Holder| holder.id().is_some_and(|known| **known == *id);
-        self.end_tokens(is_it);
-        end(&self.certificates, is_it);
+        self.end_tokens(|holder| has_name(holder, id));
+        let Some(Holder::Plugin(ended)) = self.take_certificate(id) else {
+            return;
+        };
+        let anew = CancellationToken::new();
+        for held in self.certificates.write().values_mut() {
+            if let Holder::Plugin(one) = &mut held.holder
+                && one.plugin == ended.plugin
+            {
+                one.revoked = anew.clone();
+            }
+        }
+        ended.revoked.cancel();
+    }
+
+    /// A certificate that has successors is worth nothing any more; what it opened lives on.
+    pub fn retire_certificate(&self, id: &str) {
+        drop(self.take_certificate(id));
+    }
+
+    fn take_certificate(&self, id: &str) -> Option<Holder> {
+        let mut certificates = self.certificates.write();
+        let mut taken = certificates.extract_if(|_, held| has_name(&held.holder, id));
+        taken.next().map(|(_, held)| held.holder)
+    }
+
+    /// Ends what was opened with credentials that have expired since. They stay known, so that whoever
+    /// presents one is told. What a certificate has opened lives on while its plugin has another one.
+    pub fn end_expired(&self, now: SystemTime) {
+        let is_over = |held: &Held| held.expires_at.is_some_and(|at| at <= now);
+        let plugin = |held: &Held| match &held.holder {
+            Holder::Plugin(credential) => Some(credential.plugin.clone()),
+            Holder::Operator(_) => None,
+        };
+        let mut over = Vec::new();
+        if self.tokens.read().values().any(is_over) {
+            let mut tokens = self.tokens.write();
+            let expired = tokens.values_mut().filter(|held| is_over(held));
+            over.extend(expired.map(|held| held.holder.begin_anew()));
+        }
+        if self.certificates.read().values().any(is_over) {
+            let mut certificates = self.certificates.write();
+            let good = certificates.values().filter(|held| !is_over(held));
+            let renewed: HashSet<_> = good.filter_map(plugin).collect();
+            let expired = certificates.values_mut().filter(|held| is_over(held));
+            let left =
+                expired.filter(|held| plugin(held).is_none_or(|one| !renewed.contains(&one)));
+            over.extend(left.map(|held| held.holder.begin_anew()));
+        }
+        // Outside the locks: it wakes others.
+        over.iter().for_each(CancellationToken::cancel);
+    }
+
+    /// Does [`Self::end_expired`] in time until it is told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(EXPIRY_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => self.end_expired(SystemTime::now()),
+            }
+        }
     }
 
     fn hold(&self, digest: Digest, holder: Holder, expires_at: Option<SystemTime>) {
@@ -242,6 +327,14 @@ impl Credentials {
         find(&self.certificates, digest, now)
     }
 
+    /// Whether this certificate is still known, expired or not.
+    #[must_use]
+    pub fn has_certificate_named(&self, id: &str) -> bool {
+        let certificates = self.certificates.read();
+        let mut ids = certificates.values().filter_map(|held| held.holder.id());
+        ids.any(|known| **known == *id)
+    }
+
     /// Whether a plugin has a certificate that is good now.
     #[must_use]
     pub fn has_certificate(&self, plugin: &PluginName, now: SystemTime) -> bool {
@@ -260,6 +353,10 @@ impl Credentials {
             _ => None,
         }
     }
+}
+
+fn has_name(holder: &Holder, id: &str) -> bool {
+    holder.id().is_some_and(|known| **known == *id)
 }
 
 fn is_configured(holder: &Holder, plugin: &PluginName) -> bool {
@@ -394,6 +491,38 @@ mod tests {
         assert!(worth(at(1)).is_some());
         credentials.revoke("a");
         assert!(worth(at(1)).is_none());
+    }
+
+    #[test]
+    fn what_was_opened_ends_with_its_credential_s_time_unless_the_plugin_has_renewed() {
+        let credentials = Credentials::default();
+        let holder = |id: &str| {
+            Holder::Plugin(Credential {
+                id: Some(id.into()),
+                ..Credential::of_remote(&lamp())
+            })
+        };
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let made = Token::random();
+        credentials.hold_token(digest_of(&made), holder("a"), Some(at(100)));
+        credentials.hold_certificate([1; 32], holder("b"), Some(at(100)));
+        credentials.hold_certificate([2; 32], holder("c"), Some(at(200)));
+        let mark = |worth| match worth {
+            Some(Worth::Good(Holder::Plugin(one)) | Worth::Expired(Holder::Plugin(one), _)) => {
+                one.revoked
+            }
+            other => panic!("not a plugin's: {other:?}"),
+        };
+        let token = mark(credentials.token(made.reveal(), at(99)));
+        let [old, new] = [[1; 32], [2; 32]].map(|one| mark(credentials.certificate(&one, at(99))));
+        credentials.end_expired(at(99));
+        assert!(!token.is_cancelled());
+        credentials.end_expired(at(100));
+        assert!(token.is_cancelled());
+        assert!(!old.is_cancelled(), "the plugin has renewed");
+        assert!(!mark(credentials.token(made.reveal(), at(100))).is_cancelled());
+        credentials.end_expired(at(200));
+        assert!(old.is_cancelled() && new.is_cancelled());
     }
 
     #[test]

@@ -126,20 +126,65 @@ impl Gatekeeper {
         reads: Reads,
         patterns: Vec<Pattern>,
     ) -> impl Future<Output = Denied> + Send + use<> {
-        let (gatekeeper, source) = (self.clone(), source.clone());
+        let source = source.clone();
+        self.refuses(move |gatekeeper| {
+            patterns.iter().try_for_each(|pattern| {
+                let action = match reads {
+                    Reads::Events => Action::Subscribe(pattern),
+                    Reads::State => Action::WatchState(pattern),
+                };
+                gatekeeper.authorize_quietly(&source, action)
+            })
+        })
+    }
+
+    /// As [`Self::loses`], for a namespace of the storage.
+    pub fn loses_storage(
+        &self,
+        source: &Source,
+        namespace: String,
+    ) -> impl Future<Output = Denied> + Send + use<> {
+        let source = source.clone();
+        self.refuses(move |gatekeeper| {
+            gatekeeper.authorize_quietly(&source, Action::ReadStorage(&namespace))
+        })
+    }
+
+    /// As [`Self::loses`], for a part of the core's management.
+    pub fn loses_management(
+        &self,
+        source: &Source,
+        method: &'static str,
+        part: Manage,
+    ) -> impl Future<Output = Denied> + Send + use<> {
+        let source = source.clone();
+        self.refuses(move |gatekeeper| match &source {
+            Source::Plugin(plugin) if !gatekeeper.may_manage(plugin, part) => {
+                Err(NotGranted::of_management(plugin, method, part).into())
+            }
+            _ => Ok(()),
+        })
+    }
+
+    /// As [`Self::authorize`]; what is done all the same is not noted again with each change.
+    fn authorize_quietly(&self, source: &Source, action: Action<'_>) -> Result<(), Denied> {
+        if self.may(source, action) {
+            return Ok(());
+        }
+        self.authorize(source, action)
+    }
+
+    /// Completes with what `judge` refuses, now or after a change of the permissions.
+    fn refuses<J>(&self, judge: J) -> impl Future<Output = Denied> + Send + use<J>
+    where
+        J: Fn(&Self) -> Result<(), Denied> + Send + 'static,
+    {
+        let gatekeeper = self.clone();
         async move {
             let mut changed = gatekeeper.inner.changed.subscribe();
             loop {
-                for pattern in &patterns {
-                    let action = match reads {
-                        Reads::Events => Action::Subscribe(pattern),
-                        Reads::State => Action::WatchState(pattern),
-                    };
-                    if !gatekeeper.may(&source, action)
-                        && let Err(denied) = gatekeeper.authorize(&source, action)
-                    {
-                        return denied;
-                    }
+                if let Err(denied) = judge(&gatekeeper) {
+                    return denied;
                 }
                 if changed.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -205,11 +250,15 @@ impl Gatekeeper {
                 return Self::admit_outdated(credential, since, rule);
             }
         };
-        if let (Peer::PluginSocket { uid }, Some(expected)) = (peer, credential.uid)
-            && *uid != expected
-        {
-            self.note_wrong_user(&credential, *uid, expected);
-            return Err(Error::WrongUser);
+        match (peer, credential.uid) {
+            (_, None) => {}
+            (Peer::PluginSocket { uid }, Some(expected)) if *uid == expected => {}
+            (Peer::PluginSocket { uid }, Some(expected)) => {
+                self.note_wrong_user(&credential, *uid, expected);
+                return Err(Error::WrongUser);
+            }
+            // Whose process it is shows on the socket only, and children are sent nowhere else.
+            (_, Some(_)) => return Err(Error::WrongUser),
         }
         let needs = rule.and_then(|rule| rule.allows(Principal::Plugin));
         let needs = match (needs, part_of(method)) {
@@ -407,6 +456,8 @@ impl Gatekeeper {
         })?;
         match &credential.run {
             Some(run) if run != live.id() => Err(stale(run.as_str())),
+            // Made while a plugin of that name ran elsewhere: it is worth nothing for the core's own.
+            None if live.is_hosted() => Err(Error::BadCredential),
             _ => Ok(live),
         }
     }
@@ -569,6 +620,45 @@ fn has_certificate(peer: &Peer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_its_own_token_on_the_plugins_socket_speaks_for_a_child() {
+        use crate::channel::{ChannelId, Link, Outbox};
+        use crate::types::Generation;
+        let lamp = PluginName::parse("lamp").expect("good name");
+        let (credentials, runs) = (Credentials::default(), Runs::default());
+        let elsewhere = super::super::credentials::Token::random();
+        credentials.set_static(&lamp, &elsewhere);
+        let run = Run::hosted(lamp.clone(), Generation(1));
+        let (outbox, _frames) = Outbox::new(1 << 20);
+        let link = Link {
+            channel: ChannelId::next(),
+            plugin: lamp.clone(),
+            outbox,
+            max_calls_in_flight: 1,
+        };
+        drop(run.set_link(Some(link)));
+        runs.insert(Arc::clone(&run));
+        let own = credentials.issue(&lamp, run.id(), Some(7));
+        let gatekeeper = Gatekeeper::new(credentials, runs, HashMap::new(), [], Policy::default());
+        let admit = |peer: Peer, token: &super::super::credentials::Token| {
+            let presented = Presented {
+                token: Some(token.reveal()),
+                ..Presented::default()
+            };
+            gatekeeper.admit(&peer, "coreruntime.v1.Storage/Get", &presented)
+        };
+        let socket = Peer::PluginSocket { uid: 7 };
+        let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
+        assert!(matches!(
+            admit(socket.clone(), &own),
+            Ok(Admitted::Caller(_))
+        ));
+        assert!(matches!(admit(tcp.clone(), &own), Err(Error::WrongUser)));
+        for peer in [socket, tcp] {
+            assert!(matches!(admit(peer, &elsewhere), Err(Error::BadCredential)));
+        }
+    }
 
     #[test]
     fn only_listed_users_who_are_no_plugins_are_operators() {

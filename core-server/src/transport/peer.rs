@@ -12,6 +12,8 @@ pub struct Supervised {
     leaders: Arc<dyn Fn() -> Vec<u32> + Send + Sync>,
     /// This core's instance cookie, which children have in their environment.
     cookie: Arc<str>,
+    /// The core's own process, where it adopts what its children leave.
+    adopter: Option<u32>,
 }
 
 impl fmt::Debug for Supervised {
@@ -24,13 +26,29 @@ impl Supervised {
     /// `leaders` lists the children of this core; `cookie` is what their environment holds.
     #[must_use]
     pub fn new(leaders: Arc<dyn Fn() -> Vec<u32> + Send + Sync>, cookie: Arc<str>) -> Self {
-        Self { leaders, cookie }
+        Self {
+            leaders,
+            cookie,
+            adopter: None,
+        }
+    }
+
+    /// As subreaper the core (`core`: its process) gets all that leave their plugin's group and session
+    /// and outlive their parents.
+    #[must_use]
+    pub fn adopted_by(self, core: Option<u32>) -> Self {
+        Self {
+            adopter: core,
+            ..self
+        }
     }
 
     /// Whether `pid` is a child of this core, descends from one, shares its session, or it or an
-    /// ancestor carries the cookie. One that has ended already cannot be told from a child that
-    /// connected for another, and counts as one. A process that took all of that off escapes:
-    /// `user =` in the manifest closes this.
+    /// ancestor carries the cookie; where the core adopts orphans, whether it descends from the core
+    /// itself in another session than the core's, which those that were there before share. One that
+    /// has ended already cannot be told from a child that connected for another, and counts as one.
+    /// Where the core adopts nothing, a process that took all of that off escapes: `user =` in the
+    /// manifest closes this.
     #[must_use]
     pub fn includes(&self, pid: u32) -> bool {
         let leaders = (self.leaders)();
@@ -39,9 +57,16 @@ impl Supervised {
         if pid > 1 && Facts::read(pid).is_none_or(|facts| facts.ended) {
             return true;
         }
+        let is_adopted = |ancestor: u32| {
+            let session = |pid| Facts::read(pid).map(|facts| facts.session);
+            self.adopter == Some(ancestor) && ancestor != pid && session(ancestor) != session(pid)
+        };
         let mut ancestor = Some(pid);
         // Bounded: a chain of parents is short, and one that changes while it is read must end.
         for _ in 0..64 {
+            if ancestor.is_some_and(is_adopted) {
+                return true;
+            }
             let Some(pid) = ancestor.filter(|pid| *pid > 1) else {
                 break;
             };
@@ -118,6 +143,23 @@ mod tests {
             .read_line(&mut line)
             .expect("a line");
         line.trim().to_owned()
+    }
+
+    #[test]
+    fn what_the_core_adopted_is_supervised_and_what_shares_its_session_is_not() {
+        let core = std::process::id();
+        let nobody = Supervised::new(Arc::new(Vec::new), "cookie".into());
+        let adopting = nobody.clone().adopted_by(Some(core));
+        let mut mine = sleeping("echo $$; read line", "elsewhere");
+        let mut apart = sleeping("exec setsid sh -c 'echo $$; read line'", "elsewhere");
+        let mine_pid: u32 = wait_until_running(&mut mine).parse().expect("a pid");
+        let apart_pid: u32 = wait_until_running(&mut apart).parse().expect("a pid");
+        assert!(adopting.includes(apart_pid) && !nobody.includes(apart_pid));
+        assert!(!adopting.includes(mine_pid) && !adopting.includes(core));
+        for mut child in [mine, apart] {
+            child.kill().expect("killed");
+            child.wait().expect("reaped");
+        }
     }
 
     #[test]

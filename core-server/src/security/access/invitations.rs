@@ -103,6 +103,7 @@ impl Invitations {
     }
 
     fn attempt(&mut self, from: IpAddr, now: Instant) -> Result<(), No> {
+        let from = network_of(from);
         let recent = |at: &Instant| now.saturating_duration_since(*at) < ATTEMPT_EVERY;
         if self.attempts.get(&from).is_some_and(recent) {
             return Err(No::TooSoon);
@@ -128,6 +129,14 @@ impl Invitations {
     pub(super) fn open(&self, now: Instant) -> impl Iterator<Item = (&String, &Invitation)> {
         let live = move |(_, invitation): &(&String, &Invitation)| invitation.until > now;
         self.open.iter().filter(live)
+    }
+}
+
+/// Who counts as one: of IPv6 a host has as many addresses as it likes, in one network of 64 bits.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::from((address.to_bits() >> 64 << 64).to_be_bytes()),
+        address => address,
     }
 }
 
@@ -180,6 +189,15 @@ mod tests {
         assert_eq!(wrong, Err(No::Invalid));
         let right = invitations.take("a", &SECRET, None, now).map(drop);
         assert_eq!(right, Err(No::Invalid), "void");
+    }
+
+    #[test]
+    fn a_host_is_one_however_many_addresses_it_has() {
+        let network = |text: &str| network_of(text.parse().expect("an address"));
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:2"));
+        assert_ne!(network("2001:db8:0:1::1"), network("2001:db8:0:2::1"));
+        assert_eq!(network("::ffff:10.0.0.1"), network("10.0.0.1"));
+        assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
     }
 
     #[test]

@@ -17,7 +17,7 @@
 mod invitations;
 mod store;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -42,6 +42,8 @@ const MAX_RECORDS: usize = 1_024;
 const MAX_CERTIFICATES: usize = 8;
 /// So long after its end a certificate is good for another one: devices are switched off.
 pub const RENEWABLE_FOR: Duration = Duration::from_secs(30 * 86_400);
+/// Time between two renewals of one plugin: each writes to the disk.
+const RENEWALS_APART: Duration = Duration::from_secs(1);
 /// Usual life of an invitation.
 pub const INVITATION_LIFE: Duration = Duration::from_secs(600);
 
@@ -78,8 +80,11 @@ pub enum Error {
         "the invitation is not good: it was used, it is over (they last 10 min), or it was mistyped; make another with `corectl plugins invite`"
     )]
     BadInvitation,
-    /// It has just been tried from there.
-    #[error("one attempt a second is allowed from one address; try again")]
+    /// The certificate was revoked while another was being made.
+    #[error("the certificate was revoked; invite the plugin again: corectl plugins invite")]
+    Revoked,
+    /// It has just been tried from there, or by that plugin.
+    #[error("one attempt a second is allowed; try again")]
     TooSoon,
     /// The request for a certificate is not good.
     #[error("the request for a certificate cannot be used")]
@@ -93,7 +98,7 @@ impl Classify for Error {
             Self::NotMade(_) | Self::NotKept(_) => ErrorKind::Unavailable,
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::NoTls => ErrorKind::FailedPrecondition,
-            Self::BadInvitation => ErrorKind::Unauthenticated,
+            Self::BadInvitation | Self::Revoked => ErrorKind::Unauthenticated,
             Self::BadRequest(_) => ErrorKind::InvalidArgument,
         }
     }
@@ -105,6 +110,7 @@ impl Classify for Error {
             Self::Unknown { .. } => Reason::NoSuchCredential,
             Self::NoTls => Reason::NoTls,
             Self::BadInvitation => Reason::BadInvitation,
+            Self::Revoked => Reason::BadCredential,
             Self::TooSoon => Reason::TooManyAttempts,
             Self::BadRequest(_) => Reason::BadField,
         }
@@ -116,7 +122,7 @@ impl Classify for Error {
             Self::Unknown { id } => vec![("id", id.clone())],
             Self::Full { limit } => vec![("limit", limit.to_string())],
             Self::BadRequest(_) => vec![("field", "csr".to_owned())],
-            Self::NoTls | Self::BadInvitation | Self::TooSoon => Vec::new(),
+            Self::NoTls | Self::BadInvitation | Self::Revoked | Self::TooSoon => Vec::new(),
         }
     }
 
@@ -168,6 +174,8 @@ struct Inner {
     /// Guards the file. Held while it is written: never taken on the runtime's threads but to read.
     store: Mutex<Store>,
     invitations: Mutex<Invitations>,
+    /// Which plugins have just renewed; no more than have certificates.
+    renewed: Mutex<HashMap<PluginName, Instant>>,
     tls: Option<Tls>,
 }
 
@@ -194,6 +202,7 @@ impl Access {
             credentials,
             store: Mutex::new(store),
             invitations: Mutex::default(),
+            renewed: Mutex::default(),
             tls,
         };
         Ok(Self {
@@ -225,7 +234,7 @@ impl Access {
             expires_at: valid_for.map(|life| seconds(now + life)),
             ..self.record(Kind::Token, hex(&digest_of(&token)), now)
         };
-        self.keep(record.clone(), now)?;
+        self.keep(&mut self.inner.store.lock(), record.clone(), now)?;
         Ok((record, token))
     }
 
@@ -277,6 +286,8 @@ impl Access {
         self.tls()?;
         // Whatever is no secret is a wrong one, and counts as a guess.
         let secret = Token::from_text(secret).map_or([0; 32], |secret| digest_of(&secret));
+        // Held until the certificate is kept: whoever revokes meanwhile waits, and finds it.
+        let mut store = self.inner.store.lock();
         let taken = self
             .inner
             .invitations
@@ -286,21 +297,40 @@ impl Access {
             No::Invalid => Error::BadInvitation,
             No::TooSoon => Error::TooSoon,
         })?;
-        self.certify(&invitation.plugin, request, "joined")
+        self.certify(&mut store, &invitation.plugin, request, "joined")
     }
 
     /// Another certificate for a plugin that has shown the one it has.
     ///
     /// # Errors
-    /// [`Error::NoTls`], [`Error::BadRequest`], [`Error::Full`], [`Error::NotMade`].
-    pub fn renew(&self, plugin: &PluginName, request: &[u8]) -> Result<Identity, Error> {
-        self.certify(plugin, request, "renewed")
+    /// [`Error::Revoked`], [`Error::TooSoon`], [`Error::NoTls`], [`Error::BadRequest`], [`Error::Full`],
+    /// [`Error::NotMade`].
+    pub fn renew(&self, shown: &Credential, request: &[u8]) -> Result<Identity, Error> {
+        let mut store = self.inner.store.lock();
+        // Under the lock, as revoking is: what was admitted before that must not come out of it anew.
+        let is_held = |id: &Arc<str>| self.inner.credentials.has_certificate_named(id);
+        if !shown.id.as_ref().is_some_and(is_held) {
+            return Err(Error::Revoked);
+        }
+        let (renewed, now) = (&mut self.inner.renewed.lock(), Instant::now());
+        renewed.retain(|_, at| now < *at + RENEWALS_APART);
+        if renewed.contains_key(&shown.plugin) {
+            return Err(Error::TooSoon);
+        }
+        renewed.insert(shown.plugin.clone(), now);
+        self.certify(&mut store, &shown.plugin, request, "renewed")
     }
 
-    fn certify(&self, plugin: &PluginName, request: &[u8], label: &str) -> Result<Identity, Error> {
+    fn certify(
+        &self,
+        store: &mut Store,
+        plugin: &PluginName,
+        request: &[u8],
+        label: &str,
+    ) -> Result<Identity, Error> {
         let authority = &self.tls()?.authority;
         let now = SystemTime::now();
-        let known = self.inner.store.lock().content.clock;
+        let known = store.content.clock;
         // Devices must not be locked out once the clock is right.
         let issued = authority.sign(request, plugin, at_least(now, known))?;
         let record = Record {
@@ -310,7 +340,7 @@ impl Access {
             clock_was_behind: is_behind(now, known),
             ..self.record(Kind::Certificate, issued.digest.to_string(), now)
         };
-        self.keep(record, now)?;
+        self.keep(store, record, now)?;
         let expires_at = issued.expires_at;
         Ok(Identity {
             plugin: plugin.clone(),
@@ -412,8 +442,7 @@ impl Access {
     }
 
     /// Writes a record, then puts it in force. What is over for good makes room.
-    fn keep(&self, record: Record, now: SystemTime) -> Result<(), Error> {
-        let mut store = self.inner.store.lock();
+    fn keep(&self, store: &mut Store, record: Record, now: SystemTime) -> Result<(), Error> {
         let mut content = store.content.clone();
         let is_behind = is_behind(now, content.clock);
         let mut over = tidy(&mut content, now, is_behind);
@@ -428,7 +457,10 @@ impl Access {
         let clock = seconds(now).max(content.clock);
         store.replace(content, clock).map_err(Error::NotMade)?;
         for record in &over {
-            self.inner.credentials.revoke(&record.id);
+            match record.kind {
+                Kind::Certificate => self.inner.credentials.retire_certificate(&record.id),
+                Kind::Token | Kind::Invitation => self.inner.credentials.revoke(&record.id),
+            }
         }
         hold(&self.inner.credentials, &record);
         Ok(())
@@ -454,19 +486,16 @@ fn tidy(content: &mut Content, now: SystemTime, clock_is_behind: bool) -> Vec<Re
     over
 }
 
-/// Takes out the oldest certificates of a plugin that is about to have one too many.
+/// Takes out the oldest certificates of a plugin that is about to have one too many; of the same second,
+/// those that were kept first.
 fn make_place(content: &mut Content, newcomer: &Record) -> Vec<Record> {
     let same =
         |record: &&Record| record.kind == Kind::Certificate && record.plugin == newcomer.plugin;
-    let mut ids: Vec<_> = content
-        .credentials
-        .iter()
-        .filter(same)
-        .map(|record| (record.created_at, record.id.clone()))
-        .collect();
-    ids.sort();
-    let surplus = (ids.len() + 1).saturating_sub(MAX_CERTIFICATES);
-    let over: BTreeSet<_> = ids.into_iter().take(surplus).map(|(_, id)| id).collect();
+    let mut certificates: Vec<_> = content.credentials.iter().filter(same).collect();
+    certificates.sort_by_key(|record| record.created_at);
+    let surplus = (certificates.len() + 1).saturating_sub(MAX_CERTIFICATES);
+    let over = certificates.into_iter().take(surplus);
+    let over: BTreeSet<_> = over.map(|record| record.id.clone()).collect();
     let (over, left) = std::mem::take(&mut content.credentials)
         .into_iter()
         .partition(|record| over.contains(&record.id));

@@ -54,6 +54,19 @@ impl Home {
             .expect("joined")
     }
 
+    /// What the gate makes of a certificate.
+    fn credential(&self, identity: &Identity) -> Credential {
+        use rustls::pki_types::pem::PemObject as _;
+        let pem = identity.certificate_pem.as_bytes();
+        let der = rustls::pki_types::CertificateDer::from_pem_slice(pem).expect("PEM");
+        let digest = core_tls::Pin::of(&der);
+        let worth = (self.credentials).certificate(digest.as_bytes(), SystemTime::now());
+        match worth {
+            Some(Worth::Good(Holder::Plugin(credential))) => credential,
+            other => panic!("not good: {other:?}"),
+        }
+    }
+
     fn file(&self) -> String {
         let path = self.directory.path().join("credentials.json");
         std::fs::read_to_string(path).expect("there")
@@ -114,17 +127,39 @@ fn an_invitation_becomes_a_certificate_once_and_its_secret_is_nowhere() {
     assert_eq!(kinds, [Kind::Certificate]);
 }
 
-#[test]
-fn a_plugin_that_renews_for_ever_has_eight_certificates() {
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_renews_for_ever_has_eight_certificates_and_keeps_what_it_opened() {
     let home = Home::new();
-    home.join();
+    let mut shown = home.credential(&home.join());
+    let opened = shown.revoked.clone();
     let key = core_tls::NewKey::generate().expect("made");
     for _ in 0..12 {
-        home.access.renew(&lamp(), &key.csr_der).expect("renewed");
+        let renewed = home.access.renew(&shown, &key.csr_der).expect("renewed");
+        let again = home.access.renew(&shown, &key.csr_der);
+        assert!(matches!(again, Err(Error::TooSoon)));
+        tokio::time::advance(RENEWALS_APART).await;
+        shown = home.credential(&renewed);
     }
     assert_eq!(home.access.list(None).len(), MAX_CERTIFICATES);
+    assert!(!opened.is_cancelled());
+    let one = home.access.list(None)[0].id.clone();
+    home.access.revoke(&Which::Ids(vec![one])).expect("revoked");
+    assert!(opened.is_cancelled());
     let ended = home.access.revoke(&Which::OfPlugin(lamp()));
-    assert_eq!(ended.expect("revoked"), MAX_CERTIFICATES);
+    assert_eq!(ended.expect("revoked"), MAX_CERTIFICATES - 1);
+}
+
+#[test]
+fn a_renewal_that_was_admitted_before_a_revocation_gives_nothing_after_it() {
+    let home = Home::new();
+    let admitted = home.credential(&home.join());
+    let key = core_tls::NewKey::generate().expect("made");
+    home.access
+        .revoke(&Which::OfPlugin(lamp()))
+        .expect("revoked");
+    let renewed = home.access.renew(&admitted, &key.csr_der);
+    assert!(matches!(renewed, Err(Error::Revoked)));
+    assert!(home.access.list(None).is_empty());
 }
 
 #[test]
