@@ -459,7 +459,9 @@ fn transaction(
     room: &Room,
 ) -> Result<write::Done, Failure> {
     write::transaction(connection, standing, batch, terms).map_err(|failure| match failure {
-        Failure::Unwritten(error) if room.is_over_quota(room::AMPLE_BYTES) => Failure::Full(error),
+        Failure::Unwritten { error, .. } if room.is_over_quota(room::AMPLE_BYTES) => {
+            Failure::Full(error)
+        }
         other => other,
     })
 }

@@ -41,7 +41,10 @@ pub(super) enum Failure {
     /// No room. It was rolled back; the connection is good.
     Full(rusqlite::Error),
     /// A write to the log was refused: SQLite's word also for a quota. It was rolled back.
-    Unwritten(rusqlite::Error),
+    Unwritten {
+        error: rusqlite::Error,
+        outcome: Outcome,
+    },
     /// The connection is to be given up.
     Other { fault: Fault, outcome: Outcome },
 }
@@ -53,9 +56,9 @@ impl From<Failure> for CommitFault {
                 fault: Fault::DiskFull(Arc::new(source)),
                 outcome: Outcome::NotApplied,
             },
-            Failure::Unwritten(source) => Self {
-                fault: fault(source),
-                outcome: Outcome::Unknown,
+            Failure::Unwritten { error, outcome } => Self {
+                fault: fault(error),
+                outcome,
             },
             Failure::Other { fault, outcome } => Self { fault, outcome },
         }
@@ -317,7 +320,7 @@ fn abandon(connection: &Connection, error: rusqlite::Error, outcome: Outcome) ->
         return Failure::Full(error);
     }
     if rolled_back && is_refused_write(&error) {
-        return Failure::Unwritten(error);
+        return Failure::Unwritten { error, outcome };
     }
     Failure::Other {
         fault: fault(error),
