@@ -26,7 +26,7 @@ pub(crate) fn verify(path: &Path) -> ExitCode {
         _ => "",
     };
     say(&format!(
-        "{}: schema {}, revision {}, {} keys, {} bytes of keys and values{digest}",
+        "{}: schema {}, revision {}, {} keys, {} bytes{digest}",
         path.display(),
         report.schema,
         report.revision,

@@ -425,7 +425,7 @@ pub(crate) enum StorageCommand {
         /// Most keys.
         #[arg(long)]
         keys: Option<u64>,
-        /// Most bytes of keys and values.
+        /// Most bytes: of each entry its namespace, key and value, and 64.
         #[arg(long)]
         bytes: Option<u64>,
     },

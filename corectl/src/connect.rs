@@ -139,6 +139,26 @@ impl Core {
         }
     }
 
+    /// All of a list that comes in pages. `page` asks for the one with this token, and says what is in it
+    /// and the next one's.
+    ///
+    /// # Errors
+    /// Those of `page`.
+    pub(crate) async fn all_pages<T>(
+        mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        let mut all = Vec::new();
+        let mut token = String::new();
+        loop {
+            let (items, next) = page(token).await?;
+            all.extend(items);
+            if next.is_empty() {
+                return Ok(all);
+            }
+            token = next;
+        }
+    }
+
     /// Calls a service. Without `--timeout` no deadline is sent: the service's own counts.
     ///
     /// # Errors

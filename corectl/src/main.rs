@@ -24,6 +24,7 @@ mod storage_admin;
 mod text;
 mod time;
 mod wait;
+mod watching;
 
 use std::process::ExitCode;
 

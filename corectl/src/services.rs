@@ -123,9 +123,7 @@ pub(crate) async fn run(
 }
 
 async fn all(core: &Core, pattern: &str) -> Result<Vec<ServiceInfo>, Failure> {
-    let mut services = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    Core::all_pages(async |page_token| {
         let question = ServiceRegistryListRequest {
             pattern: pattern.to_owned(),
             page_size: PAGE_SIZE,
@@ -135,12 +133,9 @@ async fn all(core: &Core, pattern: &str) -> Result<Vec<ServiceInfo>, Failure> {
         let page = core
             .ask("", UNARY_TIMEOUT, question, |request| client.list(request))
             .await?;
-        services.extend(page.services);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(services);
-        }
-    }
+        Ok((page.services, page.next_page_token))
+    })
+    .await
 }
 
 fn name(info: &ServiceInfo) -> &str {

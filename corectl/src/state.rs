@@ -3,7 +3,7 @@
 use core_proto::v1::state_change::Kind;
 use core_proto::v1::{
     StateChange, StateEngineDeleteRequest, StateEngineGetRequest, StateEngineListRequest,
-    StateEngineSetRequest, StateEngineWatchRequest, StateEntry,
+    StateEngineSetRequest, StateEngineWatchRequest, StateEngineWatchResponse, StateEntry,
 };
 use serde::Serialize;
 
@@ -12,9 +12,10 @@ use crate::cli::{Global, StateCommand, ValueArgs, WatchArgs};
 use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::json::Payload;
-use crate::output::{Cell, Form, Output, Table, Tone, end_with_reader, now};
+use crate::output::{Cell, Form, Output, Table, Tone, now};
 use crate::text::nearest;
 use crate::time;
+use crate::watching::{follow, left_out};
 
 /// Entries in one answer; the most that the contract allows.
 const PAGE_SIZE: u32 = 1000;
@@ -37,25 +38,20 @@ struct EntryView {
 /// The JSON shape of a line of `state watch`. `value` is absent for a deletion, `old_value` where
 /// there was none.
 #[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum WatchView {
-    Change {
-        kind: &'static str,
-        key: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        value: Option<Payload>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        old_value: Option<Payload>,
-        revision: u64,
-        writer: String,
-        cause: String,
-        conflated: bool,
-        changed_at: Option<String>,
-        reported_at: Option<String>,
-    },
-    SnapshotEnd {
-        revision: u64,
-    },
+#[serde(tag = "type", rename = "change")]
+struct ChangeView {
+    kind: &'static str,
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Payload>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    old_value: Option<Payload>,
+    revision: u64,
+    writer: String,
+    cause: String,
+    conflated: bool,
+    changed_at: Option<String>,
+    reported_at: Option<String>,
 }
 
 /// The JSON shape of a write.
@@ -228,16 +224,13 @@ async fn list(core: &Core, prefix: &str, output: &mut Output) -> Result<(), Fail
         entries: Vec<EntryView>,
         revision: u64,
     }
-    let mut entries = Vec::new();
-    let mut page_token = String::new();
-    let revision = loop {
+    let mut revision = 0;
+    let entries = Core::all_pages(async |page_token| {
         let page = page(core, prefix, page_token).await?;
-        entries.extend(page.entries);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break page.revision;
-        }
-    };
+        revision = page.revision;
+        Ok((page.entries, page.next_page_token))
+    })
+    .await?;
     match output.form() {
         Form::Json => output.json(&List {
             entries: entries.into_iter().map(EntryView::from).collect(),
@@ -282,25 +275,12 @@ async fn watch(core: &Core, watch: &WatchArgs, output: &mut Output) -> Result<()
         include_reports: watch.reports,
     };
     let mut client = core.state();
-    let mut stream = core.open("", client.watch(question)).await?;
-    end_with_reader();
-    let mut left = watch.count.unwrap_or(u64::MAX);
-    while let Some(response) = core.next("", &mut stream).await? {
-        for change in response.changes {
-            show_change(change, output)?;
-            left -= 1;
-            if left == 0 {
-                return Ok(());
-            }
-        }
-        if response.snapshot_end && output.form() == Form::Json {
-            output.json(&WatchView::SnapshotEnd {
-                revision: response.revision,
-            })?;
-        }
-        output.flush()?;
-    }
-    Err(core.stream_ended())
+    let stream = core.open("", client.watch(question)).await?;
+    let told = |response: StateEngineWatchResponse| {
+        let end = response.snapshot_end.then_some(response.revision);
+        (response.changes, end)
+    };
+    follow(core, stream, watch.count, output, told, show_change).await
 }
 
 fn show_change(change: StateChange, output: &mut Output) -> Result<(), Failure> {
@@ -318,7 +298,7 @@ fn show_change(change: StateChange, output: &mut Output) -> Result<(), Failure> 
     let entry = change.entry.unwrap_or_default();
     let present = |bytes: &[u8]| (!bytes.is_empty()).then(|| Payload::json(bytes));
     match output.form() {
-        Form::Json => output.json(&WatchView::Change {
+        Form::Json => output.json(&ChangeView {
             kind,
             value: (!deleted).then(|| Payload::json(&entry.value)),
             old_value: present(&change.old_value),
@@ -335,11 +315,6 @@ fn show_change(change: StateChange, output: &mut Output) -> Result<(), Failure> 
             let was = present(&change.old_value)
                 .map(|old| format!("was {}", old.line("")))
                 .unwrap_or_default();
-            let left_out = if change.conflated {
-                "(changes between were left out)"
-            } else {
-                ""
-            };
             output.cells(&[
                 Cell::new(&time::clock(entry.reported_at.as_ref()), Tone::Faint),
                 Cell::new(&format!("{kind:<8}"), tone),
@@ -347,7 +322,7 @@ fn show_change(change: StateChange, output: &mut Output) -> Result<(), Failure> 
                 Payload::json(&entry.value).line("").into(),
                 Cell::new(&was, Tone::Faint),
                 Cell::new(&format!("by {}", entry.writer), Tone::Faint),
-                Cell::new(left_out, Tone::Waiting),
+                left_out(change.conflated),
             ])
         }
     }

@@ -262,16 +262,11 @@ async fn list_keys(
         namespace: &'a str,
         keys: Vec<String>,
     }
-    let mut keys = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let keys = Core::all_pages(async |page_token| {
         let page = page_of_keys(core, namespace, prefix, page_token).await?;
-        keys.extend(page.keys);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.keys, page.next_page_token))
+    })
+    .await?;
     match output.form() {
         Form::Json => output.json(&List { namespace, keys }),
         Form::Quiet => keys.iter().try_for_each(|key| output.line(key)),
@@ -294,9 +289,7 @@ async fn list_entries(
         namespace: &'a str,
         entries: Vec<EntryView>,
     }
-    let mut entries: Vec<StorageEntry> = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let entries = Core::all_pages(async |page_token| {
         let question = StorageScanRequest {
             namespace: namespace.to_owned(),
             prefix: prefix.to_owned(),
@@ -308,12 +301,9 @@ async fn list_entries(
         let page = core
             .ask("", UNARY_TIMEOUT, question, |request| client.scan(request))
             .await?;
-        entries.extend(page.entries);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.entries, page.next_page_token))
+    })
+    .await?;
     match output.form() {
         Form::Json => output.json(&List {
             namespace,

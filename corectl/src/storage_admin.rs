@@ -9,7 +9,7 @@ use core_proto::v1::{
     StorageAdminBackupRequest, StorageAdminCheckRequest, StorageAdminDropNamespaceRequest,
     StorageAdminExportRequest, StorageAdminImportRequest, StorageAdminListNamespacesRequest,
     StorageAdminSetQuotaRequest, StorageChange, StorageNamespaceUsage, StorageUsageRequest,
-    StorageWatchRequest,
+    StorageWatchRequest, StorageWatchResponse,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -19,8 +19,9 @@ use crate::cli::{StorageCommand, StorageWatchArgs};
 use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::json::Payload;
-use crate::output::{Cell, Form, Output, Table, Tone, end_with_reader};
+use crate::output::{Cell, Form, Output, Table, Tone};
 use crate::time;
+use crate::watching::{follow, left_out};
 
 /// What takes long gets so long, without `--timeout`.
 const LONG: Duration = Duration::from_secs(3_600);
@@ -53,22 +54,17 @@ impl From<StorageNamespaceUsage> for UsageView {
 
 /// The JSON shape of a line of `storage watch`.
 #[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum WatchView {
-    Change {
-        kind: &'static str,
-        key: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        value: Option<Payload>,
-        revision: u64,
-        conflated: bool,
-        updated_at: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        expires_at: Option<String>,
-    },
-    SnapshotEnd {
-        revision: u64,
-    },
+#[serde(tag = "type", rename = "change")]
+struct ChangeView {
+    kind: &'static str,
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Payload>,
+    revision: u64,
+    conflated: bool,
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
 }
 
 /// Runs one of these commands.
@@ -105,24 +101,12 @@ async fn watch(core: &Core, args: &StorageWatchArgs, output: &mut Output) -> Res
         include_initial: !args.changes_only,
     };
     let mut client = core.storage();
-    let mut stream = core.open("", client.watch(question)).await?;
-    end_with_reader();
-    let mut left = args.count.unwrap_or(u64::MAX);
-    while let Some(response) = core.next("", &mut stream).await? {
-        for change in response.changes {
-            show_change(change, output)?;
-            left -= 1;
-            if left == 0 {
-                return Ok(());
-            }
-        }
-        if response.snapshot_end && output.form() == Form::Json {
-            let revision = response.cursor.unwrap_or_default().revision;
-            output.json(&WatchView::SnapshotEnd { revision })?;
-        }
-        output.flush()?;
-    }
-    Err(core.stream_ended())
+    let stream = core.open("", client.watch(question)).await?;
+    let told = |response: StorageWatchResponse| {
+        let revision = response.cursor.unwrap_or_default().revision;
+        (response.changes, response.snapshot_end.then_some(revision))
+    };
+    follow(core, stream, args.count, output, told, show_change).await
 }
 
 fn show_change(change: StorageChange, output: &mut Output) -> Result<(), Failure> {
@@ -136,7 +120,7 @@ fn show_change(change: StorageChange, output: &mut Output) -> Result<(), Failure
     let gone = matches!(change.kind(), Kind::Deleted | Kind::Expired);
     let entry = change.entry.unwrap_or_default();
     match output.form() {
-        Form::Json => output.json(&WatchView::Change {
+        Form::Json => output.json(&ChangeView {
             kind,
             value: (!gone).then(|| Payload::json(&entry.value)),
             revision: entry.revision,
@@ -147,11 +131,6 @@ fn show_change(change: StorageChange, output: &mut Output) -> Result<(), Failure
         }),
         Form::Quiet => output.line(&entry.key),
         Form::Table => {
-            let left_out = if change.conflated {
-                "(changes between were left out)"
-            } else {
-                ""
-            };
             let revision = format!("revision {}", entry.revision);
             let value = if gone {
                 String::new()
@@ -163,7 +142,7 @@ fn show_change(change: StorageChange, output: &mut Output) -> Result<(), Failure
                 Cell::new(&entry.key, Tone::Heading),
                 value.into(),
                 Cell::new(&revision, Tone::Faint),
-                Cell::new(left_out, Tone::Waiting),
+                left_out(change.conflated),
             ])
         }
     }
@@ -186,14 +165,20 @@ async fn usage(core: &Core, namespace: Option<&str>, output: &mut Output) -> Res
             answer.usage.into_iter().collect()
         }
         None => {
-            let question = StorageAdminListNamespacesRequest {};
-            let mut client = core.storage_admin();
-            let answer = core
-                .ask("", UNARY_TIMEOUT, question, |request| {
-                    client.list_namespaces(request)
-                })
-                .await?;
-            answer.namespaces
+            Core::all_pages(async |page_token| {
+                let question = StorageAdminListNamespacesRequest {
+                    page_token,
+                    ..Default::default()
+                };
+                let mut client = core.storage_admin();
+                let page = core
+                    .ask("", UNARY_TIMEOUT, question, |request| {
+                        client.list_namespaces(request)
+                    })
+                    .await?;
+                Ok((page.namespaces, page.next_page_token))
+            })
+            .await?
         }
     };
     match output.form() {

@@ -21,6 +21,7 @@ mod runner;
 mod simulation;
 mod stats;
 mod table;
+mod tracer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -18,6 +18,7 @@ use tracing::Dispatch;
 
 use crate::client::{Address, Client};
 use crate::declare::Declared;
+use crate::raw_plugin::{Hello, RawPlugin};
 use crate::scratch::Scratch;
 use crate::wait::within;
 
@@ -235,6 +236,17 @@ impl TestCore {
     #[must_use]
     pub fn remote(&self, plugin: &str) -> Client {
         self.anonymous().with_token(self.token(plugin))
+    }
+
+    /// Plays a declared remote plugin without hooks, which the core knows to be ready.
+    ///
+    /// # Panics
+    /// When it is not admitted, or not ready in time.
+    pub async fn ready_plugin(&self, plugin: &str) -> RawPlugin {
+        let played = RawPlugin::open(&self.remote(plugin), Hello::ready()).await;
+        let played = played.expect("admitted");
+        self.operator.until_phase(plugin, "ready").await;
+        played
     }
 
     /// A declared remote plugin over TCP.

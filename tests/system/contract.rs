@@ -160,10 +160,7 @@ fn error_info(status: &core_proto::google::rpc::Status) -> core_proto::google::r
 #[tokio::test]
 async fn a_request_frame_and_its_unary_rpc_answer_alike() {
     let core = core().await;
-    let mut lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let mut lamp = core.ready_plugin("lamp").await;
     let set = |namespace: &str, value: &str| v1::StorageSetRequest {
         namespace: namespace.to_owned(),
         key: "k".to_owned(),
@@ -223,10 +220,7 @@ async fn a_request_frame_and_its_unary_rpc_answer_alike() {
 #[tokio::test]
 async fn every_unary_rpc_of_the_four_services_travels_as_a_frame() {
     let core = core().await;
-    let mut lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let mut lamp = core.ready_plugin("lamp").await;
     let descriptors =
         prost_types::FileDescriptorSet::decode(core_proto::FILE_DESCRIPTOR_SET).unwrap();
     let mut tried = 0;

@@ -67,10 +67,7 @@ async fn events_of_one_batch_one_stream_or_one_channel_keep_their_order() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let mut lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let mut lamp = core.ready_plugin("lamp").await;
     let mut heard = core.operator().subscribe(&["lamp.count"]).await;
     let event = |number: u64| NewEvent {
         topic: "lamp.count".to_owned(),
@@ -410,10 +407,7 @@ async fn a_subscription_ends_with_its_run_and_says_so() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     let heard = lamp.client().subscribe(&["lamp.>"]).await;
     lamp.bye("done for today").await;
     Told::by(&heard.end().await).is(Code::Unavailable, "RUN_ENDED");

@@ -19,6 +19,7 @@ mod orphans;
 mod permissions;
 mod proxy;
 mod reconnect;
+mod recovery;
 mod registry;
 mod reload;
 mod repeats;
@@ -41,5 +42,7 @@ const ECHO: &str = env!("CARGO_BIN_EXE_fixture-echo");
 const PROBER: &str = env!("CARGO_BIN_EXE_fixture-prober");
 /// A plugin that misbehaves as its first argument says.
 const MISBEHAVING: &str = env!("CARGO_BIN_EXE_fixture-misbehaving");
+/// A plugin of the SDK in one of several roles.
+const PLAYER: &str = env!("CARGO_BIN_EXE_fixture-player");
 /// A plugin that does not go when it should.
 const ESCAPING: &str = env!("CARGO_BIN_EXE_fixture-escaping");

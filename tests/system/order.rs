@@ -2,7 +2,7 @@
 //! only later; and what watches and requests are bounded by.
 
 use core_proto::v1::{self, NewEvent};
-use core_tests::{Declared, Hello, RawPlugin, TestCore, Told, eventually, json as data, within};
+use core_tests::{Declared, RawPlugin, TestCore, Told, eventually, json as data, within};
 use serde_json::json;
 use tonic::Code;
 
@@ -16,10 +16,7 @@ async fn lamp() -> (TestCore, RawPlugin) {
         .configure(|config| config.limits.watches_per_plugin = 2)
         .start()
         .await;
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     (core, lamp)
 }
 

@@ -14,7 +14,7 @@ const TOKEN: &str = "lamp-lamp-lamp-lamp-lamp-lamp-lamp-lamp-lamp";
 
 /// A port that nobody has, below those that the system gives to connections: while the core is away,
 /// no connection of another test can take it.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let first = u16::try_from(std::process::id() % 10_000).expect("small") + 20_000;
     (first..32_000)
         .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())

@@ -126,10 +126,7 @@ async fn a_shutdown_refuses_newcomers_says_goodbye_and_ends_streams_with_a_reaso
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let mut lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let mut lamp = core.ready_plugin("lamp").await;
     let heard = core
         .operator()
         .another_connection()

@@ -213,10 +213,7 @@ async fn what_a_run_owns_is_stale_when_it_ends_and_live_when_it_is_said_again() 
         owned: true,
         ..Default::default()
     };
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     let first = lamp.client().state_engine().set(owned()).await;
     let first = first.expect("written").into_inner();
     let refused = core.operator().state_engine().set(owned()).await;

@@ -1,81 +1,11 @@
-//! Durable data over the wire, and what is left of it when the core is killed.
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+//! Durable data over the wire.
 
 use core_proto::v1::{self, StorageApplyRequest, StorageOp, storage_op::Op};
-use core_tests::{CoreProcess, Declared, Hello, RawPlugin, Scratch, TestCore, Told, eventually};
+use core_tests::{Declared, Scratch, TestCore, Told};
 use plugin_sdk::StorageChange;
 use plugin_sdk::prelude::*;
 use serde_json::json;
 use tonic::Code;
-
-use super::CORE;
-
-/// Writers at once; several share one transaction.
-const WRITERS: usize = 16;
-/// Acknowledged writes of a round before the core is killed in the middle of the next ones.
-const WRITES_BEFORE_THE_KILL: usize = 200;
-
-#[tokio::test]
-async fn what_was_acknowledged_is_there_after_the_core_was_killed() {
-    let mut core = CoreProcess::new(CORE, "");
-    // The ledger: key -> value of every write that was acknowledged, over all rounds.
-    let ledger: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
-    let mut revision = 0;
-    for round in 0..3 {
-        let operator = core.start().await;
-        let acknowledged = ledger.lock().unwrap().clone();
-        for (key, value) in acknowledged {
-            let stored = operator.stored("ledger", &key).await.expect("read");
-            assert_eq!(
-                stored,
-                Some(value),
-                "{key} was acknowledged before the kill"
-            );
-        }
-        let first = operator
-            .store("ledger", "round", &round.to_string())
-            .await
-            .expect("written");
-        assert!(first > revision, "revisions rise over restarts");
-        revision = first;
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let (ledger, operator) = (Arc::clone(&ledger), operator.clone());
-                tokio::spawn(async move {
-                    for number in 0.. {
-                        let key = format!("{round}/{writer}/{number}");
-                        let value = json!({ "round": round, "number": number }).to_string();
-                        if operator.store("ledger", &key, &value).await.is_err() {
-                            return;
-                        }
-                        ledger.lock().unwrap().insert(key, value);
-                    }
-                })
-            })
-            .collect();
-        let goal = (round + 1) * WRITES_BEFORE_THE_KILL;
-        eventually!(ledger.lock().unwrap().len() >= goal);
-        core.kill().await;
-        for writer in writers {
-            core_tests::within("a writer notices", writer)
-                .await
-                .expect("no panic");
-        }
-    }
-    let operator = core.start().await;
-    let ledger = ledger.lock().unwrap().clone();
-    assert!(ledger.len() >= 3 * WRITES_BEFORE_THE_KILL);
-    for (key, value) in ledger {
-        assert_eq!(
-            operator.stored("ledger", &key).await.expect("read"),
-            Some(value),
-            "{key}"
-        );
-    }
-    core.kill().await;
-}
 
 #[tokio::test]
 async fn a_clean_restart_on_the_same_database_finds_everything() {
@@ -137,10 +67,7 @@ async fn an_apply_is_all_or_nothing_and_its_events_follow_its_commit() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     let plugin = lamp.client();
     let mut heard = core.operator().subscribe(&["lamp.>"]).await;
     let set = |key: &str, value: &str| StorageOp {
@@ -197,10 +124,7 @@ async fn writes_of_one_channel_take_effect_in_the_order_sent() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let mut lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let mut lamp = core.ready_plugin("lamp").await;
     let mut requests = Vec::new();
     for number in 0..200_u64 {
         let set = v1::StorageSetRequest {
@@ -242,10 +166,7 @@ async fn a_plugin_watches_its_namespace_resumes_and_is_told_what_is_gone() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     let plugin = lamp.client();
     plugin.store("lamp", "a", "1").await.expect("written");
     let request = v1::StorageWatchRequest {
@@ -331,10 +252,7 @@ async fn operators_see_usage_set_quotas_and_carry_entries_over() {
         .plugin(Declared::remote("lamp"))
         .start()
         .await;
-    let lamp = RawPlugin::open(&core.remote("lamp"), Hello::ready())
-        .await
-        .expect("admitted");
-    core.operator().until_phase("lamp", "ready").await;
+    let lamp = core.ready_plugin("lamp").await;
     let plugin = lamp.client();
     for (key, value) in [("a", "{ \"x\":\n1 }"), ("b", "1.0")] {
         plugin.store("lamp", key, value).await.expect("written");
@@ -419,54 +337,42 @@ async fn operators_see_usage_set_quotas_and_carry_entries_over() {
 }
 
 #[tokio::test]
-async fn a_backup_is_verified_and_restored_by_the_core_itself() {
-    let mut core = CoreProcess::new(CORE, "");
-    let operator = core.start().await;
-    let before = operator.store("notes", "a", "1").await.expect("written");
-    let mut admin = operator.storage_admin();
-    let backup = v1::StorageAdminBackupRequest::default();
-    let made = admin.backup(backup).await.expect("made").into_inner();
-    assert_eq!(made.revision, before);
-    let checked = admin.check(v1::StorageAdminCheckRequest {}).await;
-    assert_eq!(checked.expect("checked").into_inner().findings, [""; 0]);
-    let late = operator.store("notes", "a", "2").await.expect("written");
-
-    let directory = core.directory().to_owned();
-    let run = async |arguments: &[&str]| {
-        let command = tokio::process::Command::new(CORE)
-            .args(arguments)
-            .current_dir(&directory)
-            .output();
-        core_tests::within("the command ends", command)
-            .await
-            .expect("runs")
+async fn namespaces_are_listed_page_by_page() {
+    let core = TestCore::start().await;
+    let mut names: Vec<_> = (0..5).map(|number| format!("n{number}")).collect();
+    for name in &names {
+        let stored = core.operator().store(name, "k", "1").await;
+        stored.expect("written");
+    }
+    let mut admin = core.operator().storage_admin();
+    let mut ask = async |page_size, page_token: &str| {
+        let request = v1::StorageAdminListNamespacesRequest {
+            page_size,
+            page_token: page_token.to_owned(),
+        };
+        let page = admin.list_namespaces(request).await?.into_inner();
+        let found = page.namespaces.into_iter().map(|used| used.namespace);
+        Ok::<_, tonic::Status>((found.collect::<Vec<_>>(), page.next_page_token))
     };
-    let verified = run(&["verify", &made.path]).await;
-    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
-    let said = String::from_utf8_lossy(&verified.stdout).into_owned();
-    assert!(
-        said.contains("1 keys") && said.contains("SHA-256"),
-        "{said}"
-    );
-    let refused = run(&["restore", &made.path]).await;
-    assert_eq!(
-        refused.status.code(),
-        Some(70),
-        "the core runs: {refused:?}"
-    );
-    core.kill().await;
-    let restored = run(&["restore", &made.path]).await;
-    assert_eq!(restored.status.code(), Some(0), "{restored:?}");
-
-    let operator = core.start().await;
-    let stored = operator.stored("notes", "a").await.expect("read");
-    assert_eq!(stored.as_deref(), Some("1"));
-    let next = operator.store("notes", "b", "1").await.expect("written");
-    assert!(next > late, "{next} is after all that was ever answered");
-    core.kill().await;
-    std::fs::write(directory.join("data/runtime.db"), [7; 8_192]).expect("harmed");
-    let damaged = run(&["verify"]).await;
-    assert_eq!(damaged.status.code(), Some(70), "{damaged:?}");
+    let (first, token) = ask(2, "").await.expect("a page");
+    assert_eq!(first, names[..2]);
+    // What is gone meanwhile is where a page begins.
+    let request = v1::StorageAdminDropNamespaceRequest {
+        namespace: "n1".to_owned(),
+    };
+    let mut other = core.operator().storage_admin();
+    other.drop_namespace(request).await.expect("dropped");
+    let (second, token) = ask(2, &token).await.expect("a page");
+    assert_eq!(second, names[2..4]);
+    let (last, token) = ask(2, &token).await.expect("a page");
+    assert_eq!((last.as_slice(), token.as_str()), (&names[4..], ""));
+    names.remove(1);
+    assert_eq!(ask(4, "").await.expect("all"), (names, String::new()));
+    let refused = ask(0, "No Namespace").await.expect_err("no token");
+    Told::by(&refused).is(Code::InvalidArgument, "BAD_PAGE_TOKEN");
+    let refused = ask(1_001, "").await.expect_err("too many");
+    Told::by(&refused).is(Code::InvalidArgument, "BAD_FIELD");
+    core.shutdown().await;
 }
 
 #[tokio::test]

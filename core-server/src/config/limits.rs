@@ -264,10 +264,10 @@ limits! {
     /// Keys of a namespace of the storage, unless its quota says otherwise.
     storage_namespace_keys: keys = 100_000, within 1, 1_000_000_000,
         at "RESOURCE_EXHAUSTED QUOTA_KEYS; deletes go on";
-    /// Keys and values of a namespace of the storage, unless its quota says otherwise.
+    /// A namespace of the storage, unless its quota says otherwise: of each entry its namespace, key and value, and 64 bytes.
     storage_namespace_bytes: bytes = 64 * MIB, within KIB, 65_536 * MIB,
         at "RESOURCE_EXHAUSTED QUOTA_BYTES; deletes go on";
-    /// Keys and values of all namespaces of the storage together.
+    /// All namespaces of the storage together, counted as in storage_namespace_bytes.
     storage_bytes: bytes = 2_048 * MIB, within MIB, 1_048_576 * MIB,
         at "RESOURCE_EXHAUSTED QUOTA_BYTES; deletes go on";
 }

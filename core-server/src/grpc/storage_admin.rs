@@ -9,8 +9,8 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::BadField;
 use super::convert::storage::usage;
+use super::convert::{BadField, page_size};
 use super::{DEFAULT_TIMEOUT, gate, status, unary};
 use crate::error::{Failure, chain};
 use crate::security::{Action, Caller, Gatekeeper};
@@ -67,9 +67,20 @@ impl storage_admin_server::StorageAdmin for Api {
         &self,
         request: Request<v1::StorageAdminListNamespacesRequest>,
     ) -> Result<Response<v1::StorageAdminListNamespacesResponse>, Status> {
-        unary(request, async |_, _| {
-            let namespaces = self.storage.namespaces().await?;
+        unary(request, async |_, message| {
+            // Small ones: a page of the most that are allowed has less than 100 KiB.
+            let limit = page_size(message.page_size, 1_000)?;
+            let after = message.page_token.as_str();
+            if !after.is_empty() && Namespace::parse(after).is_err() {
+                return Err(BadField::PageToken.into());
+            }
+            let mut namespaces = self.storage.namespaces().await?;
+            namespaces.retain(|used| used.namespace.as_str() > after);
+            let more = namespaces.len() > limit;
+            namespaces.truncate(limit);
+            let last = namespaces.last().filter(|_| more);
             Ok(v1::StorageAdminListNamespacesResponse {
+                next_page_token: last.map_or_else(String::new, |used| used.namespace.to_string()),
                 namespaces: namespaces.iter().map(usage).collect(),
             })
         })

@@ -256,13 +256,7 @@ impl Storage {
 }
 
 fn failed(error: io::Error) -> CopyFault {
-    let full = error.kind() == io::ErrorKind::StorageFull;
-    let error = Arc::new(error);
-    CopyFault::Failed(if full {
-        Fault::DiskFull(error)
-    } else {
-        Fault::Failed(error)
-    })
+    CopyFault::Failed(error.into())
 }
 
 /// The quotas that are kept in the store, over the defaults.

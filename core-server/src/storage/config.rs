@@ -32,9 +32,10 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Most keys of a namespace for which nothing else was set; above it, QUOTA_KEYS.
     pub namespace_keys: u64,
-    /// Most bytes of keys and values of such a namespace; above it, QUOTA_BYTES.
+    /// Most bytes of such a namespace, of each entry its namespace, key and value, and 64; above it,
+    /// QUOTA_BYTES.
     pub namespace_bytes: u64,
-    /// Most bytes of keys and values of all namespaces; above it, QUOTA_BYTES.
+    /// Most bytes of all namespaces, counted so; above it, QUOTA_BYTES.
     pub store_bytes: u64,
 }
 

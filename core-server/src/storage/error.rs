@@ -86,7 +86,7 @@ pub enum Error {
     /// The writer's queue is full.
     #[error("the storage writer's queue is full; try again")]
     QueueFull,
-    /// No room on the disk.
+    /// No room on the disk, or a quota of the file system.
     #[error("the disk is full; reads and deletes go on")]
     DiskLow {
         /// The engine's words.
@@ -293,6 +293,16 @@ pub enum Fault {
     /// Anything else.
     #[error("the engine failed")]
     Failed(#[source] EngineError),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded => Self::DiskFull(Arc::new(error)),
+            _ => Self::Failed(Arc::new(error)),
+        }
+    }
 }
 
 impl Fault {

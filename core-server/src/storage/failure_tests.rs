@@ -1,6 +1,7 @@
 //! What callers see when the engine fails: an adapter that fails on demand.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -8,6 +9,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::admin::digest_path;
 use super::contract_tests::{key, namespace, set, soon};
 use super::*;
 use crate::error::{Classify as _, Reason};
@@ -134,6 +136,15 @@ impl StorageAdapter for Faulty {
 
     fn rebase(&self, before: SystemTime, now: SystemTime) -> Result<u64, CommitFault> {
         self.inner.rebase(before, now)
+    }
+
+    /// Somebody else's digest comes in between.
+    fn backup(&self, to: &Path) -> Result<Revision, CopyFault> {
+        std::fs::write(to, "a copy").expect("writes");
+        std::fs::write(digest_path(to), "somebody's").expect("writes");
+        self.inner
+            .revision()
+            .map_err(|fault| CopyFault::Failed(fault))
     }
 
     fn check(&self) -> Result<Vec<String>, CopyFault> {
@@ -317,6 +328,22 @@ async fn a_full_disk_and_damage_have_words_of_their_own() {
     set(&storage, &space, "k", "2").await.expect("room again");
     let error = storage.scan(Query::all(space)).await.expect_err("damaged");
     assert_eq!(error.reason(), Reason::Corrupt);
+}
+
+#[tokio::test]
+async fn a_copy_without_its_digest_is_removed() {
+    let (_faulty, storage) = Faulty::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let copy = directory.path().join("copy.db");
+    let refused = storage.backup(copy.clone(), soon()).await;
+    let refused = refused.expect_err("the digest is somebody's");
+    assert_eq!(refused.reason(), Reason::FileExists);
+    assert!(
+        !copy.exists(),
+        "it would look like one that was not finished"
+    );
+    let theirs = std::fs::read(digest_path(&copy)).expect("there");
+    assert_eq!(theirs, b"somebody's");
 }
 
 #[tokio::test]

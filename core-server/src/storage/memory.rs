@@ -67,7 +67,7 @@ impl Tables {
                 Op::Delete { .. } => before.filter(|_| entry.filter(live).is_none()),
                 Op::Expire { .. } => before.filter(|_| entry.filter(live).is_some()),
             };
-            growth.note(op.key(), before, after);
+            growth.note(namespace, op.key(), before, after);
         }
         let usage = self.namespaces.get(namespace).map(|table| table.usage);
         let mut owned = Owned::default();

@@ -97,7 +97,7 @@ pub use error::{EngineError, Error, Fault, OpenError};
 pub use lines::{Exporter, ImportError, Importer};
 pub use memory::MemoryAdapter;
 pub use names::{Direction, Key, KeyRange, Namespace};
-pub use quota::{MAX_NAMESPACES, OverQuota, OwnQuota, Owned, Quota, Quotas, Usage};
+pub use quota::{ENTRY_BYTES, MAX_NAMESPACES, OverQuota, OwnQuota, Owned, Quota, Quotas, Usage};
 pub use request::{
     AfterCommit, Apply, DEFAULT_PAGE_SIZE, Deleted, MAX_APPLY_BYTES, MAX_GET_KEYS, MAX_OPS,
     MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page, Query, Written,

@@ -29,6 +29,7 @@
 //! of it is counted ([`Stats`]).
 
 mod frames;
+mod gathered;
 mod heard;
 mod listen;
 mod metered;

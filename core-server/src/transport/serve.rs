@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use super::gathered::Gathered;
 use super::heard::Heard;
 use super::metered::Metered;
 use super::places::Bounds;
@@ -360,6 +361,7 @@ where
         let (service, standing) = (self.service.clone(), place.standing().clone());
         let stats = Arc::clone(&self.stats);
         let io = Metered::new(io, preface::BYTES, standing.clone(), stats);
+        let io = Gathered::new(io);
         let attach_peer = hyper::service::service_fn(move |mut request: Request| {
             let extensions = request.extensions_mut();
             extensions.insert(peer.clone());

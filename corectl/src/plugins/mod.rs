@@ -90,9 +90,7 @@ pub(crate) async fn run(
 
 /// All plugins, in order of name.
 pub(crate) async fn all(core: &Core) -> Result<Vec<PluginInfo>, Failure> {
-    let mut plugins = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    Core::all_pages(async |page_token| {
         let question = PluginManagerListRequest {
             page_token,
             ..Default::default()
@@ -101,12 +99,9 @@ pub(crate) async fn all(core: &Core) -> Result<Vec<PluginInfo>, Failure> {
         let page = core
             .ask("", UNARY_TIMEOUT, question, |request| client.list(request))
             .await?;
-        plugins.extend(page.plugins);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(plugins);
-        }
-    }
+        Ok((page.plugins, page.next_page_token))
+    })
+    .await
 }
 
 /// The plugin that was probably meant. Best effort: a suggestion must not add a failure.

@@ -217,6 +217,7 @@ fn usage_and_quotas_are_shown_and_set() {
     let expected = [
         "NAMESPACE KEYS OF BYTES OF",
         "core 2 - 30 100",
+        "lamp 2 9 30 100",
         "notes 2 7 30 100",
     ];
     assert_eq!(words(&all), expected);

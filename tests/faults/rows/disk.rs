@@ -1,13 +1,13 @@
 //! 44, 45: the disk is full; the disk fails to sync.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use core_tests::{Client, CoreProcess, Told, patience};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use rusqlite::Connection;
+use tokio::process::Command;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -15,6 +15,7 @@ use crate::ECHO;
 use crate::home::{Home, plugin};
 use crate::measure::{count, ms};
 use crate::report::Row;
+use crate::tracer::Tracer;
 
 /// Size of the file system that is filled.
 const DISK: &str = "64m";
@@ -127,7 +128,96 @@ pub(crate) async fn full(row: Row) -> Result<()> {
         format!("and works again when freed: {again:?}"),
     );
     home.stop(&row).await;
+    no_room_to_migrate(&row, &disk, &database).await?;
     drop(disk);
+    over_quota(&row).await
+}
+
+/// An older core's database, on a disk without room for the copy that is made before it is changed.
+async fn no_room_to_migrate(row: &Row, disk: &Disk, database: &Path) -> Result<()> {
+    let older = Connection::open(database).context("the database")?;
+    // As far as it matters here: what a core sees first.
+    older.pragma_update(None, "user_version", 2)?;
+    drop(older);
+    let before = std::fs::read(database).context("read")?;
+    // The reserve is no room: it is given up for the log.
+    disk.fill()?;
+    let core_toml = format!("[storage]\npath = {:?}\n", database.display().to_string());
+    let mut core = Home::prepare(&core_toml, &[]);
+    core.spawn();
+    let status = core.wait(patience()).await;
+    row.require(
+        status.code() == Some(70) && core.log().contains("no room for the copy"),
+        format!("no room to migrate: it says so and ends: {status}"),
+    );
+    row.require(
+        std::fs::read(database).context("read")? == before,
+        "no room to migrate: the database is as it was",
+    );
+    row.require(
+        !beside(database, ".2.bak").exists() && !beside(database, ".2.bak.tmp").exists(),
+        "no room to migrate: no half copy",
+    );
+    disk.free()?;
+    core.start().await;
+    row.require(
+        beside(database, ".2.bak").exists(),
+        "with room it migrates, after a copy",
+    );
+    core.kill().await;
+    Ok(())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+/// A quota of the file system, as SQLite sees it: an I/O error like any other. Nobody has a quota here, so
+/// strace plays one.
+async fn over_quota(row: &Row) -> Result<()> {
+    if !Tracer::is_installed().await {
+        row.skip_part("quota: strace is not installed");
+        return Ok(());
+    }
+    let mut core = Home::prepare("", &[]);
+    let operator = core.start().await;
+    let stored = operator.store("n", "before", "1").await;
+    stored.context("there is room")?;
+    let mut watch = Watch::begin(&operator).await?;
+    let arguments: [&OsStr; 4] = [
+        "-e".as_ref(),
+        "trace=pwrite64,fallocate".as_ref(),
+        "-e".as_ref(),
+        "inject=pwrite64,fallocate:error=EDQUOT".as_ref(),
+    ];
+    let Some(tracer) = Tracer::attach(&core, &arguments).await? else {
+        row.skip_part("quota: processes cannot be traced here");
+        core.kill().await;
+        return Ok(());
+    };
+    for number in 0..3 {
+        let refused = operator.store("n", &format!("k{number}"), "1").await;
+        let told = refused.map_err(|status| Told::by(&status));
+        row.require(
+            told.as_ref().is_err_and(|told| {
+                (told.reason.as_str(), told.outcome.as_str()) == ("DISK_LOW", "not_applied")
+            }),
+            format!("quota: a write without room is refused as such: {told:?}"),
+        );
+    }
+    let read = operator.stored("n", "k0").await;
+    row.require(
+        matches!(read, Ok(None)),
+        format!("quota: reads go on: {read:?}"),
+    );
+    tracer.end().await?;
+    let again = operator.store("n", "after", "1").await;
+    row.require(again.is_ok(), format!("quota: it recovers: {again:?}"));
+    row.require(
+        watch.hears("after").await,
+        "quota: nothing was opened anew, watches go on",
+    );
+    core.kill().await;
     Ok(())
 }
 
@@ -195,7 +285,7 @@ const NTH: [u32; 6] = [1, 2, 3, 5, 8, 13];
 const WRITES: u64 = 20;
 
 pub(crate) async fn unsynced(row: Row) -> Result<()> {
-    if Command::new("strace").arg("-V").output().await.is_err() {
+    if !Tracer::is_installed().await {
         row.skip("strace is not installed");
         return Ok(());
     }
@@ -204,7 +294,7 @@ pub(crate) async fn unsynced(row: Row) -> Result<()> {
     let (mut injected, mut unknown, mut false_acks, mut later) = (0, 0, 0, 0);
     for nth in NTH {
         let mut watch = Watch::begin(&operator).await?;
-        let Some(tracer) = Tracer::attach(&core, nth).await? else {
+        let Some(tracer) = fail_sync(&core, nth).await? else {
             row.skip("processes cannot be traced here");
             core.kill().await;
             return Ok(());
@@ -229,10 +319,12 @@ pub(crate) async fn unsynced(row: Row) -> Result<()> {
                 }
             }
         }
-        let (all, of_log) = tracer.end().await?;
-        injected += all;
+        let lines = tracer.end().await?;
+        let failures = lines.iter().filter(|line| line.contains("(INJECTED)"));
+        let of_log = failures.clone().filter(|line| line.contains("-wal"));
+        injected += failures.count();
         unknown += failed;
-        false_acks += of_log.saturating_sub(failed);
+        false_acks += of_log.count().saturating_sub(failed);
         if failed > 0 {
             let end = watch.end().await;
             row.require(
@@ -256,6 +348,25 @@ pub(crate) async fn unsynced(row: Row) -> Result<()> {
     Ok(())
 }
 
+/// Lets the Nth sync of the database or its log fail.
+async fn fail_sync(core: &CoreProcess, nth: u32) -> Result<Option<Tracer>> {
+    let database = core.directory().join("data/runtime.db");
+    let log = core.directory().join("data/runtime.db-wal");
+    let inject = format!("inject=fsync,fdatasync:error=EIO:when={nth}");
+    let arguments: [&OsStr; 9] = [
+        "-y".as_ref(),
+        "-P".as_ref(),
+        database.as_ref(),
+        "-P".as_ref(),
+        log.as_ref(),
+        "-e".as_ref(),
+        "trace=fsync,fdatasync".as_ref(),
+        "-e".as_ref(),
+        inject.as_ref(),
+    ];
+    Tracer::attach(core, &arguments).await
+}
+
 /// A watch of the namespace.
 struct Watch {
     stream: tonic::Streaming<core_proto::v1::StorageWatchResponse>,
@@ -273,6 +384,22 @@ impl Watch {
         Ok(Self { stream })
     }
 
+    /// Reads on until a key is told.
+    async fn hears(&mut self, key: &str) -> bool {
+        let reading = async {
+            while let Ok(Some(message)) = self.stream.message().await {
+                let entries = message.changes.iter().flat_map(|change| &change.entry);
+                if entries.into_iter().any(|entry| entry.key == key) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(patience(), reading)
+            .await
+            .unwrap_or(false)
+    }
+
     /// Why it ended.
     async fn end(&mut self) -> Option<Told> {
         let reading = async {
@@ -285,68 +412,5 @@ impl Watch {
             }
         };
         tokio::time::timeout(patience(), reading).await.ok()?
-    }
-}
-
-/// strace on a running core, failing one sync of its database or log.
-struct Tracer {
-    child: Child,
-    lines: tokio::task::JoinHandle<Vec<String>>,
-}
-
-impl Tracer {
-    /// None: it may not be traced.
-    async fn attach(core: &CoreProcess, nth: u32) -> Result<Option<Self>> {
-        let database = core.directory().join("data/runtime.db");
-        let log = core.directory().join("data/runtime.db-wal");
-        let mut child = Command::new("strace")
-            .args(["-f", "-y", "-P"])
-            .arg(&database)
-            .arg("-P")
-            .arg(&log)
-            .args(["-e", "trace=fsync,fdatasync", "-e"])
-            .arg(format!("inject=fsync,fdatasync:error=EIO:when={nth}"))
-            .args(["-p", &core.pid().to_string()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("strace")?;
-        let stderr = child.stderr.take().context("its output")?;
-        let mut lines = BufReader::new(stderr).lines();
-        let mut attached = false;
-        let begin = async {
-            while let Ok(Some(line)) = lines.next_line().await {
-                if line.contains("attached") {
-                    attached = true;
-                    return;
-                }
-            }
-        };
-        let began = tokio::time::timeout(patience(), begin).await;
-        if began.is_err() || !attached {
-            return Ok(None);
-        }
-        let lines = tokio::spawn(async move {
-            let mut injected = Vec::new();
-            while let Ok(Some(line)) = lines.next_line().await {
-                if line.contains("(INJECTED)") {
-                    injected.push(line);
-                }
-            }
-            injected
-        });
-        Ok(Some(Self { child, lines }))
-    }
-
-    /// How many syncs it let fail, and how many of these were of the log.
-    async fn end(mut self) -> Result<(usize, usize)> {
-        let pid = self.child.id().context("it runs")?;
-        core_tests::signal(pid, rustix::process::Signal::INT);
-        let ended = tokio::time::timeout(Duration::from_secs(10), self.child.wait()).await;
-        ended.context("strace ends")?.context("its own child")?;
-        let lines = self.lines.await.context("its output")?;
-        let of_log = lines.iter().filter(|line| line.contains("-wal"));
-        Ok((lines.len(), of_log.count()))
     }
 }

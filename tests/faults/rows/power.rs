@@ -2,21 +2,19 @@
 //! a loss of power could leave: what was synced, and of the rest anything, whole, torn or not at all.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use core_server::storage::{self, Namespace, Query, Storage};
-use core_tests::patience;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Command;
 
 use crate::home::Home;
 use crate::measure::count;
 use crate::report::Row;
+use crate::tracer::Tracer;
 
 /// Writes whose recording is played.
 const WRITES: usize = 60;
@@ -26,7 +24,7 @@ const LOSSES: usize = 150;
 const SECTOR: usize = 512;
 
 pub(crate) async fn lost(row: Row) -> Result<()> {
-    if Command::new("strace").arg("-V").output().await.is_err() {
+    if !Tracer::is_installed().await {
         row.skip("strace is not installed");
         return Ok(());
     }
@@ -133,35 +131,26 @@ impl Recording {
             )
         });
         let log = core.directory().join("strace.log");
-        let mut tracer = Command::new("strace")
-            .args(["-f", "-ttt", "-y", "-xx", "-s", "200000", "-P"])
-            .arg(data.join("runtime.db"))
-            .arg("-P")
-            .arg(data.join("runtime.db-wal"))
-            .args(["-e", "trace=pwrite64,write,ftruncate,fsync,fdatasync", "-o"])
-            .arg(&log)
-            .args(["-p", &core.pid().to_string()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("strace")?;
-        let mut told = BufReader::new(tracer.stderr.take().context("its output")?).lines();
-        let attached = async {
-            while let Ok(Some(line)) = told.next_line().await {
-                if line.contains("attached") {
-                    return true;
-                }
-            }
-            false
-        };
-        if !tokio::time::timeout(patience(), attached)
-            .await
-            .unwrap_or(false)
-        {
+        let (database, log_file) = (data.join("runtime.db"), data.join("runtime.db-wal"));
+        let arguments: [&OsStr; 13] = [
+            "-ttt".as_ref(),
+            "-y".as_ref(),
+            "-xx".as_ref(),
+            "-s".as_ref(),
+            "200000".as_ref(),
+            "-P".as_ref(),
+            database.as_ref(),
+            "-P".as_ref(),
+            log_file.as_ref(),
+            "-e".as_ref(),
+            "trace=pwrite64,write,ftruncate,fsync,fdatasync".as_ref(),
+            "-o".as_ref(),
+            log.as_ref(),
+        ];
+        let Some(tracer) = Tracer::attach(&core, &arguments).await? else {
             core.kill().await;
             return Ok(None);
-        }
+        };
         let mut acknowledged = Vec::new();
         for number in 0..WRITES {
             let value = format!("\"{}\"", "x".repeat(number * 97));
@@ -169,10 +158,7 @@ impl Recording {
             stored.context("written")?;
             acknowledged.push(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
         }
-        let tracer_pid = tracer.id().context("it runs")?;
-        core_tests::signal(tracer_pid, rustix::process::Signal::INT);
-        let ended = tokio::time::timeout(Duration::from_secs(10), tracer.wait()).await;
-        ended.context("strace ends")?.context("its own child")?;
+        tracer.end().await?;
         core.kill().await;
         let text = std::fs::read_to_string(&log).context("its log")?;
         Ok(Some(Self {

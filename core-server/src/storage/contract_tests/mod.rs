@@ -199,6 +199,7 @@ contract! {
         prefixes_choose_and_bounds_are_kept;
     quotas:
         usage_is_what_is_there,
+        empty_entries_are_not_free,
         an_owner_gains_nothing_by_more_namespaces,
         only_growth_beyond_a_quota_is_refused,
         lines_bring_everything_back_byte_for_byte;

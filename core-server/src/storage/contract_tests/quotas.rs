@@ -1,11 +1,16 @@
 //! Quotas, usage, dropping, lines out and in.
 
 use super::*;
-use crate::storage::{Exporter, Importer, OwnQuota};
+use crate::storage::{ENTRY_BYTES, Exporter, Importer, OwnQuota};
 
 async fn usage(storage: &Storage, space: &Namespace) -> (u64, u64) {
     let usage = storage.usage(space).await.expect("reads").usage;
     (usage.keys, usage.bytes)
+}
+
+/// What so many entries count in a namespace whose name has one byte, with so many bytes of keys and values.
+fn counted(keys: u64, texts: u64) -> (u64, u64) {
+    (keys, keys * (1 + ENTRY_BYTES) + texts)
 }
 
 pub(super) async fn usage_is_what_is_there(bench: Bench) {
@@ -17,15 +22,15 @@ pub(super) async fn usage_is_what_is_there(bench: Bench) {
         .await
         .expect("writes");
     set(&storage, &other, "x", "1").await.expect("writes");
-    assert_eq!(usage(&storage, &space).await, (2, 13));
+    assert_eq!(usage(&storage, &space).await, counted(2, 13));
     set(&storage, &space, "abc", "1").await.expect("writes");
-    assert_eq!(usage(&storage, &space).await, (2, 9));
+    assert_eq!(usage(&storage, &space).await, counted(2, 9));
     let batch = vec![delete_op("d"), delete_op("nothing"), set_op("e", "1")];
     storage
         .apply(apply(&space, &[], batch), soon())
         .await
         .expect("writes");
-    assert_eq!(usage(&storage, &space).await, (2, 6));
+    assert_eq!(usage(&storage, &space).await, counted(2, 6));
     let all = storage.namespaces().await.expect("reads");
     let all: Vec<_> = all
         .iter()
@@ -38,10 +43,31 @@ pub(super) async fn usage_is_what_is_there(bench: Bench) {
     assert_eq!(storage.namespaces().await.expect("reads").len(), 1);
 }
 
+pub(super) async fn empty_entries_are_not_free(mut bench: Bench) {
+    // Room for four: each has two bytes of names and one of a value.
+    bench.config.namespace_bytes = 4 * (3 + ENTRY_BYTES) + 2;
+    let storage = bench.open();
+    let space = namespace("n");
+    for name in ["a", "b", "c", "d"] {
+        set(&storage, &space, name, "1").await.expect("room");
+    }
+    let refused = set(&storage, &space, "e", "1").await.expect_err("a fifth");
+    assert_eq!(refused.reason(), Reason::QuotaBytes);
+    // The same, but for a longer name of the namespace.
+    let longer = namespace("longer");
+    for name in ["a", "b", "c"] {
+        set(&storage, &longer, name, "1").await.expect("room");
+    }
+    let refused = set(&storage, &longer, "d", "1").await.expect_err("longer");
+    assert_eq!(refused.reason(), Reason::QuotaBytes);
+}
+
 pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
     bench.config.namespace_keys = 3;
-    bench.config.namespace_bytes = 100;
-    bench.config.store_bytes = 150;
+    // Three entries with 100 bytes of keys and values.
+    let (_, bytes) = counted(3, 100);
+    bench.config.namespace_bytes = bytes;
+    bench.config.store_bytes = bytes + ENTRY_BYTES + 50;
     let adapter = bench.adapter();
     let storage = Storage::open(Arc::clone(&adapter), &bench.config).expect("opens");
     let (space, other) = (namespace("n"), namespace("m"));
@@ -64,11 +90,11 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
         .expect("no growth");
     let refused = set(&storage, &space, "a", &text(96))
         .await
-        .expect_err("101 bytes");
+        .expect_err("a byte too much");
     assert_eq!(refused.reason(), Reason::QuotaBytes);
     set(&storage, &space, "a", &text(95))
         .await
-        .expect("100 bytes");
+        .expect("just so");
     let refused = set(&storage, &other, "a", &text(50))
         .await
         .expect_err("the store is full");
@@ -87,7 +113,7 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
         bytes: None,
     };
     let quota = storage.set_quota(&space, own, soon()).await.expect("sets");
-    assert_eq!((quota.keys, quota.bytes), (4, 100));
+    assert_eq!((quota.keys, quota.bytes), (4, bytes));
     let again = bench.after_crash(&adapter);
     for name in ["e", "f"] {
         set(&again, &space, name, "1").await.expect("four");

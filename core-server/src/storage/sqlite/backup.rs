@@ -18,6 +18,7 @@ use super::{PAGE_BYTES, connection, fault, read, room};
 use crate::storage::adapter::CopyFault;
 use crate::storage::admin::digest_path;
 use crate::storage::error::Fault;
+use crate::storage::quota::ENTRY_BYTES;
 use crate::types::Revision;
 
 /// Of pages of 4 KiB: 256 MiB.
@@ -134,10 +135,18 @@ impl LongReader {
         let half_done = HalfDone::begin(to)?;
         check_room(&source, from, &half_done.path)?;
         let name = half_done.path.to_string_lossy();
-        self.read(&source, |source| {
+        let copied = self.read(&source, |source| {
             source
                 .execute("VACUUM INTO ?1", [name.as_ref()])
                 .map(|_| ())
+        });
+        copied.map_err(|fault| match fault {
+            CopyFault::Failed(Fault::Failed(error))
+                if room::is_over_quota(directory(to), room::AMPLE_BYTES) =>
+            {
+                CopyFault::Failed(Fault::DiskFull(error))
+            }
+            other => other,
         })?;
         drop(source);
         let revision = judge(&half_done.path)?;
@@ -243,10 +252,7 @@ fn not_new(path: &Path, error: io::Error) -> CopyFault {
 }
 
 fn failed(error: io::Error) -> CopyFault {
-    CopyFault::Failed(match error.kind() {
-        io::ErrorKind::StorageFull => Fault::DiskFull(Arc::new(error)),
-        _ => Fault::Failed(Arc::new(error)),
-    })
+    CopyFault::Failed(error.into())
 }
 
 /// Opens a copy as a stranger would and checks it.
@@ -277,18 +283,19 @@ pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Vec<String>>
     if !findings.is_empty() {
         return Ok(findings);
     }
-    let mut statement = connection.prepare(
-        "SELECT namespace, count(*), sum(octet_length(key) + octet_length(value)), max(revision) \
-         FROM entry GROUP BY namespace ORDER BY namespace",
-    )?;
+    let mut statement = connection.prepare(&format!(
+        "SELECT namespace, count(*), max(revision), \
+         sum(octet_length(namespace) + octet_length(key) + octet_length(value) + {ENTRY_BYTES}) \
+         FROM entry GROUP BY namespace ORDER BY namespace"
+    ))?;
     let mut rows = statement.query([])?;
     let (mut keys, mut bytes, mut newest) = (0, 0, 0);
     let mut counted = Vec::new();
     while let Some(row) = rows.next()? {
-        let (count, sum): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let (count, sum): (i64, i64) = (row.get(1)?, row.get(3)?);
         keys += count;
         bytes += sum;
-        newest = newest.max(row.get::<_, i64>(3)?);
+        newest = newest.max(row.get::<_, i64>(2)?);
         counted.push((row.get::<_, String>(0)?, count, sum));
     }
     counted.insert(0, (String::new(), keys, bytes));

@@ -5,9 +5,10 @@
 //!   of somebody's commit. As many read-only connections as there are concurrent reads.
 //! - A batch is one transaction. No SAVEPOINT is needed inside it: an item's checks all come before
 //!   its first write, and after them only the engine can fail, which ends the whole transaction.
-//! - Disk full: the transaction is rolled back and its deletes are tried one by one, with the room of a
-//!   reserve; what sets anything is refused until there is room again (`room.rs`). It is known that nothing of it is on disk: the mark that makes a transaction
-//!   valid is part of its last frame, and the write of some frame failed.
+//! - Disk full, or a quota of the file system: the transaction is rolled back and its deletes are tried one
+//!   by one, with the room of a reserve; what sets anything is refused until there is room again (`room.rs`).
+//!   It is known that nothing of it is on disk: the mark that makes a transaction valid is part of its last
+//!   frame, and the write of some frame failed.
 //! - Any other failure of COMMIT is "unknown": the frames may have reached the disk. The connection is
 //!   given up without a checkpoint, so that the next one finds the log as it is and decides.
 //! - Damage is reported. The file is never repaired, recreated or removed.
@@ -130,9 +131,8 @@ impl SqliteAdapter {
         let lock = LockFile::take(path)?;
         offline::check_no_restore(path)?;
         lock::create_database(path)?;
-        // To open it takes some room too: on a full disk that of the reserve.
         let mut room = Room::new(path);
-        drop(room.is_low());
+        room.make_way();
         let connection = connection::for_writing(path)?;
         schema::bring_up_to_date(&connection, path, schema::MIGRATIONS)?;
         connection::make_durable(&connection, path, durability)?;
@@ -251,7 +251,7 @@ impl StorageAdapter for SqliteAdapter {
         if let Some(why) = room.is_low() {
             scarce = Some(Arc::new(why));
         } else {
-            match write::transaction(connection, standing, batch, terms) {
+            match transaction(connection, standing, batch, terms, room) {
                 Ok(results) => return Ok(results),
                 Err(Failure::Full(_)) => {}
                 Err(failure) => return Err(failure.into()),
@@ -273,7 +273,7 @@ impl StorageAdapter for SqliteAdapter {
         if let Some(why) = &scarce
             && deletes.len() > 1
         {
-            match write::transaction(connection, standing, &deletes, terms) {
+            match transaction(connection, standing, &deletes, terms, room) {
                 Ok(done) => {
                     let mut done = done.into_iter();
                     let refused = || Some(Err(Rejection::DiskFull(Arc::clone(why))));
@@ -294,14 +294,15 @@ impl StorageAdapter for SqliteAdapter {
                 continue;
             }
             let alone = std::slice::from_ref(commit);
-            match write::transaction(connection, standing, alone, terms) {
+            match transaction(connection, standing, alone, terms, room) {
                 Ok(result) => results.extend(result),
                 Err(Failure::Full(source)) => {
                     results.push(Err(Rejection::DiskFull(Arc::new(source))));
                 }
-                Err(Failure::Other { fault, .. }) => {
+                Err(failure) => {
                     // Those before it are on disk, but the batch has one answer.
                     let outcome = Outcome::Unknown;
+                    let fault = CommitFault::from(failure).fault;
                     return Err(CommitFault { fault, outcome });
                 }
             }
@@ -403,7 +404,7 @@ impl StorageAdapter for SqliteAdapter {
                 })
             }
             // A failed sync is told once only: the same checkpoint tried again would be taken for good.
-            Err(error) if is_serious(&error) => Err(fault(error)),
+            Err(error) if is_serious(&error) && !is_of_a_quota(&error, room) => Err(fault(error)),
             Err(error) => {
                 // Nothing is lost: the log keeps what could not be moved. The next commit tries again.
                 tracing::warn!(error = %chain(&error), "the write-ahead log was not checkpointed");
@@ -449,6 +450,22 @@ impl StorageAdapter for SqliteAdapter {
     }
 }
 
+/// As [`write::transaction`]; and knows a quota from other refused writes.
+fn transaction(
+    connection: &Connection,
+    standing: &mut Standing,
+    batch: &[Commit],
+    terms: &Terms<'_>,
+    room: &Room,
+) -> Result<write::Done, Failure> {
+    write::transaction(connection, standing, batch, terms).map_err(|failure| match failure {
+        Failure::Unwritten { error, .. } if room.is_over_quota(room::AMPLE_BYTES) => {
+            Failure::Full(error)
+        }
+        other => other,
+    })
+}
+
 fn sets(commit: &Commit) -> bool {
     commit.ops.iter().any(|op| matches!(op, Op::Set { .. }))
 }
@@ -459,6 +476,11 @@ fn truncate(connection: &Connection, patience: Duration) -> rusqlite::Result<wri
     let log = write::checkpoint(connection, "TRUNCATE");
     connection.busy_timeout(connection::PATIENCE)?;
     log
+}
+
+/// Whether it is a quota that refused a write.
+fn is_of_a_quota(error: &rusqlite::Error, room: &Room) -> bool {
+    write::is_refused_write(error) && room.is_over_quota(room::AMPLE_BYTES)
 }
 
 /// Whether a checkpoint failed in a way that leaves open what is on disk.

@@ -36,7 +36,7 @@ pub struct Report {
     pub revision: Revision,
     /// Keys, expired ones included.
     pub keys: u64,
-    /// Bytes of keys and values.
+    /// Bytes, as quotas count them.
     pub bytes: u64,
     /// What is wrong; none: it is whole.
     pub findings: Vec<String>,
@@ -96,7 +96,7 @@ pub fn verify(path: &Path) -> Result<Report, OpenError> {
         wrong.extend(Some(verdict).filter(|verdict| verdict != "ok"));
         return Ok(Report {
             schema,
-            revision: old_revision(&database).map_err(failed)?,
+            revision: any_revision(&database).map_err(failed)?,
             keys: 0,
             bytes: 0,
             findings: wrong,
@@ -115,12 +115,14 @@ pub fn verify(path: &Path) -> Result<Report, OpenError> {
     })
 }
 
-/// Of schema 1.
-fn old_revision(database: &Connection) -> rusqlite::Result<Revision> {
-    let number: i64 = database.query_row("SELECT revision FROM store WHERE id = 1", [], |row| {
-        row.get(0)
-    })?;
-    Ok(Revision(number.unsigned_abs()))
+/// The store's revision, of whatever schema.
+fn any_revision(database: &Connection) -> rusqlite::Result<Revision> {
+    read::revision(database).or_else(|_| {
+        // Of schema 1.
+        let sql = "SELECT revision FROM store WHERE id = 1";
+        let number: i64 = database.query_row(sql, [], |row| row.get(0))?;
+        Ok(Revision(number.unsigned_abs()))
+    })
 }
 
 /// Puts a copy of a backup in the place of a database. What was there is kept beside it, under a name
@@ -155,11 +157,7 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
         }
     };
     empty_log(path);
-    let stamp = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let kept = beside(path, &format!(".replaced-{stamp}"));
+    let kept = free_name(path, now);
     let replaced = match set_aside(path, &kept) {
         Ok(aside) => match std::fs::rename(&new, path) {
             Ok(()) => aside.is_something(),
@@ -180,6 +178,22 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
         revision,
         replaced: replaced.then_some(kept),
     })
+}
+
+/// Under which name what is replaced can be kept: one that an interrupted restore did not take a moment ago.
+fn free_name(path: &Path, now: SystemTime) -> PathBuf {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH);
+    let stamp = since.unwrap_or_default().as_secs();
+    let first = beside(path, &format!(".replaced-{stamp}"));
+    let others = (2..).map(|number| beside(&first, &format!(".{number}")));
+    let taken = |kept: &Path| {
+        let names = LOGS.into_iter().chain([""]);
+        names
+            .map(|suffix| beside(kept, suffix))
+            .any(|name| name.symlink_metadata().is_ok())
+    };
+    let mut names = std::iter::once(first.clone()).chain(others);
+    names.find(|kept| !taken(kept)).unwrap_or(first)
 }
 
 /// Whether a restore began here that is not known to be through.
@@ -216,12 +230,7 @@ pub(super) fn empty_log(path: &Path) {
 
 /// The revision of what is to be replaced, as far as it can be read.
 fn last_known(path: &Path) -> Revision {
-    let read = || {
-        let database = connection::for_reading(path).ok()?;
-        read::revision(&database)
-            .or_else(|_| old_revision(&database))
-            .ok()
-    };
+    let read = || any_revision(&connection::for_reading(path)?);
     read().unwrap_or_default()
 }
 

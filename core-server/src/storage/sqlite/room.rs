@@ -5,12 +5,16 @@
 //! a file without meaning that is given up when the disk is full, and made again when there is room. While
 //! there is none, writes that set anything are refused without being tried: they would fill the room
 //! that the deletes need.
+//!
+//! A file system with quotas has free blocks that its user may not have, and SQLite calls the refusal an I/O
+//! error like any other. So what a quota leaves is found by trying.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
+use rustix::io::Errno;
 
 use super::lock::{beside, directory};
 
@@ -31,10 +35,19 @@ pub(super) struct Room {
 
 /// Too little is free.
 #[derive(Debug, thiserror::Error)]
-#[error("only {free_bytes} bytes are free in {directory}")]
+#[error("{free_bytes} bytes are free in {directory}, or fewer by a quota")]
 pub(super) struct Scarce {
     free_bytes: u64,
     directory: String,
+}
+
+/// Whether a quota refuses so many bytes more in this directory, which a file without a name tries. Where it
+/// cannot be tried: no.
+pub(super) fn is_over_quota(directory: &Path, bytes: u64) -> bool {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let tried = open(directory, flags, Mode::RUSR | Mode::WUSR)
+        .and_then(|file| fallocate(&file, FallocateFlags::empty(), 0, bytes));
+    tried == Err(Errno::DQUOT)
 }
 
 impl Room {
@@ -56,10 +69,20 @@ impl Room {
         })
     }
 
+    /// Before the database is opened, which takes some room too: gives up the reserve if there is too little.
+    pub(super) fn make_way(&mut self) {
+        if self.is_low().is_none() && self.is_over_quota(SCARCE_BYTES) {
+            self.give_up();
+        }
+    }
+
     /// Whether only deletes are tried. Finds out by itself that there is room again.
     pub(super) fn is_low(&mut self) -> Option<Scarce> {
         let free_bytes = self.free_bytes();
-        if self.low && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+        if self.low
+            && free_bytes >= RESERVE_BYTES + AMPLE_BYTES
+            && !self.is_over_quota(RESERVE_BYTES + AMPLE_BYTES)
+        {
             self.low = false;
             self.set_aside();
             tracing::info!(free_bytes, "there is room on the disk again");
@@ -75,12 +98,20 @@ impl Room {
     /// After a write found no room: whether it is the disk that is full.
     pub(super) fn was_full(&mut self) -> Option<Scarce> {
         let free_bytes = self.free_bytes();
-        if !self.low && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+        if !self.low
+            && free_bytes >= RESERVE_BYTES + AMPLE_BYTES
+            && !self.is_over_quota(AMPLE_BYTES)
+        {
             // Some other bound, that of the process's file size for one.
             return None;
         }
         self.give_up();
         Some(self.scarce(free_bytes))
+    }
+
+    /// Whether a quota refuses so many bytes more.
+    pub(super) fn is_over_quota(&self, bytes: u64) -> bool {
+        is_over_quota(directory(&self.reserve), bytes)
     }
 
     /// Whether the room is so little that the log should not grow to its usual length.

@@ -59,7 +59,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         CREATE TABLE tally (
             namespace TEXT PRIMARY KEY,
             keys INTEGER NOT NULL,
-            -- Of keys and values.
+            -- Of keys and values; see the next schema.
             bytes INTEGER NOT NULL,
             -- Of the store; 0 in the rows of namespaces.
             revision INTEGER NOT NULL
@@ -72,6 +72,15 @@ pub(super) const MIGRATIONS: &[Migration] = &[
                 (SELECT revision FROM store WHERE id = 1)
             FROM tally;
         DROP TABLE store;
+    ",
+    },
+    Migration {
+        to: 3,
+        sql: "
+        -- An entry counts its namespace and 64 bytes beside its key and value.
+        UPDATE tally SET bytes = bytes + keys * (64 + octet_length(namespace)) WHERE namespace <> '';
+        UPDATE tally SET bytes = (SELECT coalesce(sum(bytes), 0) FROM tally WHERE namespace <> '')
+            WHERE namespace = '';
     ",
     },
 ];

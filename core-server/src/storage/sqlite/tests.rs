@@ -110,7 +110,7 @@ fn what_durability_rests_on_is_set() {
             ("mmap_size", "0"),
             ("trusted_schema", "0"),
             ("encoding", "UTF-8"),
-            ("user_version", "2"),
+            ("user_version", "3"),
         ] {
             assert_eq!(pragma(&adapter, name), expected, "{name}");
         }
@@ -247,7 +247,7 @@ fn a_newer_schema_is_refused_naming_versions_and_copy() {
     std::fs::write(beside(&place.path, ".2.bak"), "a copy").expect("writes");
     let before = files(&place.path);
     let text = refusal(&place.path).to_string();
-    for part in ["schema 7", "knows 2", "runtime.db.2.bak"] {
+    for part in ["schema 7", "knows 3", "runtime.db.2.bak"] {
         assert!(text.contains(part), "{text}");
     }
     assert!(files(&place.path) == before);
@@ -259,13 +259,13 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let adapter = open(&place.path).expect("opens");
     commit(&adapter, "k", "1").expect("writes");
     adapter.close();
-    let steps = |third: &'static str| {
+    let steps = |fourth: &'static str| {
         let known = MIGRATIONS.iter().map(|step| Migration {
             to: step.to,
             sql: step.sql,
         });
         let mut steps: Vec<_> = known.collect();
-        steps.push(Migration { to: 3, sql: third });
+        steps.push(Migration { to: 4, sql: fourth });
         steps
     };
     let connect = || connection::for_writing(&place.path).expect("opens");
@@ -278,7 +278,7 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let connection = connect();
     let error = bring_up_to_date(&connection, &place.path, &failing).expect_err("fails");
     assert!(matches!(error, OpenError::Sqlite { .. }), "{error}");
-    assert_eq!(schema(&connection), 2);
+    assert_eq!(schema(&connection), 3);
     let sql = "SELECT count(*) FROM pragma_table_info('entry') WHERE name = 'a'";
     let columns: i64 = connection
         .query_row(sql, [], |row| row.get(0))
@@ -289,9 +289,9 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     let good = steps("ALTER TABLE entry ADD COLUMN a INTEGER;");
     let connection = connect();
     bring_up_to_date(&connection, &place.path, &good).expect("migrates");
-    assert_eq!(schema(&connection), 3);
+    assert_eq!(schema(&connection), 4);
     drop(connection);
-    let copy = beside(&place.path, ".2.bak");
+    let copy = beside(&place.path, ".3.bak");
     let mode = std::fs::metadata(&copy).expect("is there").permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
     // The copy is a whole database of the schema before.
@@ -300,8 +300,8 @@ fn a_migration_is_whole_and_comes_after_a_copy() {
     assert!(matches!(
         refusal(&place.path),
         OpenError::NewerSchema {
-            found: 3,
-            known: 2,
+            found: 4,
+            known: 3,
             ..
         }
     ));
@@ -330,7 +330,7 @@ fn a_database_of_the_first_schema_is_counted_and_goes_on() {
     assert_eq!(adapter.revision().expect("reads"), Revision(4));
     let usage =
         |name: &str, keys, bytes| (Namespace::parse(name).expect("good"), Usage { keys, bytes });
-    let expected = vec![usage("a", 2, 7), usage("b", 1, 2)];
+    let expected = vec![usage("a", 2, 2 * 65 + 7), usage("b", 1, 65 + 2)];
     assert_eq!(adapter.namespaces().expect("reads"), expected);
     commit(&adapter, "k", "1").expect("writes");
     assert_eq!(adapter.revision().expect("reads"), Revision(5));
@@ -488,9 +488,14 @@ fn a_reading_ends_at_its_deadline() {
 }
 
 /// Reads that follow each other without a gap, each longer than the writer's usual patience.
+///
+/// Here time is the fault itself: shorter reads hold nothing up, and reads that end when the writer has given
+/// up would never make it wait in earnest. Nothing depends on a wake-up in time: a late one makes a read longer.
 #[test]
 fn the_log_is_bounded_under_readers_that_never_leave_it() {
     const HARD: i64 = 1_500;
+    const READERS: u32 = 3;
+    let read_time = READERS * TRUNCATE_PATIENCE;
     let place = place();
     let adapter = open(&place.path).expect("opens");
     {
@@ -503,18 +508,18 @@ fn the_log_is_bounded_under_readers_that_never_leave_it() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let is_over = || stop.load(std::sync::atomic::Ordering::SeqCst);
     let (most, reads) = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..3)
+        let readers: Vec<_> = (0..READERS)
             .map(|index| {
                 let (adapter, is_over) = (&adapter, &is_over);
                 scope.spawn(move || {
-                    // The fault itself is time: readings that overlap, so that the log is never free.
-                    std::thread::sleep(Duration::from_millis(100 * index));
+                    // So that one begins while the others are in the middle of theirs.
+                    std::thread::sleep(index * TRUNCATE_PATIENCE);
                     let mut reads = 0;
                     while !is_over() {
                         let read = adapter.readers.read(|connection| {
                             let _snapshot = connection.unchecked_transaction()?;
                             read::revision(connection)?;
-                            std::thread::sleep(Duration::from_millis(300));
+                            std::thread::sleep(read_time);
                             Ok(())
                         });
                         read.expect("reads go on");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, ffi, params};
 
 use super::fault;
 use super::read::{micros, time};
@@ -40,6 +40,11 @@ pub(super) struct Standing {
 pub(super) enum Failure {
     /// No room. It was rolled back; the connection is good.
     Full(rusqlite::Error),
+    /// A write to the log was refused: SQLite's word also for a quota. It was rolled back.
+    Unwritten {
+        error: rusqlite::Error,
+        outcome: Outcome,
+    },
     /// The connection is to be given up.
     Other { fault: Fault, outcome: Outcome },
 }
@@ -50,6 +55,10 @@ impl From<Failure> for CommitFault {
             Failure::Full(source) => Self {
                 fault: Fault::DiskFull(Arc::new(source)),
                 outcome: Outcome::NotApplied,
+            },
+            Failure::Unwritten { error, outcome } => Self {
+                fault: fault(error),
+                outcome,
             },
             Failure::Other { fault, outcome } => Self { fault, outcome },
         }
@@ -164,7 +173,7 @@ impl Filling<'_> {
                 Op::Delete { .. } => before.filter(|_| held.is_some_and(|held| !held.live)),
                 Op::Expire { .. } => before.filter(|_| held.is_some_and(|held| held.live)),
             };
-            growth.note(op.key(), before, after);
+            growth.note(namespace, op.key(), before, after);
             found.push(held);
         }
         let known = self.touched.get(namespace);
@@ -310,10 +319,18 @@ fn abandon(connection: &Connection, error: rusqlite::Error, outcome: Outcome) ->
     if rolled_back && error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
         return Failure::Full(error);
     }
+    if rolled_back && is_refused_write(&error) {
+        return Failure::Unwritten { error, outcome };
+    }
     Failure::Other {
         fault: fault(error),
         outcome,
     }
+}
+
+/// Whether a write of a page was refused, and not a sync, a read or anything else.
+pub(super) fn is_refused_write(error: &rusqlite::Error) -> bool {
+    error.sqlite_extended_error_code() == Some(ffi::SQLITE_IOERR_WRITE)
 }
 
 /// The write-ahead log, in frames of one page each.

@@ -7,24 +7,26 @@ use core_proto::v1::*;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Answers, Shared, refusal};
+use super::{Answers, Shared, page, refusal};
 
 #[tonic::async_trait]
 impl StorageAdmin for Shared {
     async fn list_namespaces(
         &self,
-        _request: Request<StorageAdminListNamespacesRequest>,
+        request: Request<StorageAdminListNamespacesRequest>,
     ) -> Result<Response<StorageAdminListNamespacesResponse>, Status> {
-        let namespaces =
-            [("core", u64::MAX), ("notes", 7)].map(|(name, max_keys)| StorageNamespaceUsage {
-                namespace: name.to_owned(),
-                keys: 2,
-                bytes: 30,
-                max_keys,
-                max_bytes: 100,
-            });
+        let held = [("core", u64::MAX), ("lamp", 9), ("notes", 7)];
+        let all = held.map(|(name, max_keys)| StorageNamespaceUsage {
+            namespace: name.to_owned(),
+            keys: 2,
+            bytes: 30,
+            max_keys,
+            max_bytes: 100,
+        });
+        let (namespaces, next_page_token) = page(&all, &request.get_ref().page_token)?;
         Ok(Response::new(StorageAdminListNamespacesResponse {
-            namespaces: namespaces.into(),
+            namespaces,
+            next_page_token,
         }))
     }
 

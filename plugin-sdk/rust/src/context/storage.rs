@@ -67,7 +67,7 @@ impl From<v1::StorageEntry> for StorageEntry {
 pub struct StorageUsage {
     /// Keys.
     pub keys: u64,
-    /// Bytes of keys and values.
+    /// Bytes: of each entry its namespace, its key and its value, and 64.
     pub bytes: u64,
     /// Most keys; more are refused with `QUOTA_KEYS`.
     pub max_keys: u64,

@@ -259,7 +259,7 @@ impl Store {
         };
         for ((_, key), entry) in own {
             usage.keys += 1;
-            usage.bytes += (key.len() + entry.value.len()) as u64;
+            usage.bytes += (request.namespace.len() + key.len() + entry.value.len() + 64) as u64;
         }
         Ok(v1::StorageUsageResponse { usage: Some(usage) })
     }

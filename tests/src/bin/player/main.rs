@@ -8,10 +8,12 @@
 //! | `subscriber PATTERN` | checks such numbers; service `report` |
 //! | `peer PACE_MS OTHER` | see [`Peer`]: publishes and calls, and keeps account |
 //! | `holds` | service `hold {id}`: writes the id to the file `begun` and never answers |
+//! | `mirror` | keeps a copy of its storage by a watch; service `content` |
 //! | `ledger` | writes numbered entries to its storage; what was acknowledged stands in the file `acknowledged` too |
 
 mod holds;
 mod ledger;
+mod mirror;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         ["peer", pace_ms, other] => peer(&name, pace_ms, other).plugin(),
         ["holds"] => holds::holds(&name),
         ["ledger"] => ledger::ledger(&name),
+        ["mirror"] => mirror::mirror(&name),
         _ => panic!("no such role: {arguments:?}"),
     };
     plugin_sdk::host::main(plugin)
