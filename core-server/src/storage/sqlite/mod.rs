@@ -14,7 +14,7 @@
 
 mod backup;
 mod connection;
-mod lock;
+pub(super) mod lock;
 pub mod offline;
 mod read;
 mod room;
