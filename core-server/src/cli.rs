@@ -46,15 +46,18 @@ pub(crate) enum Command {
     /// Watch over a core's children; the core starts it
     #[command(hide = true)]
     Guardian,
-    /// Read all of a database and say what is wrong with it; changes nothing
+    /// Read all of a database or backup and say what is wrong with it; changes nothing
     Verify {
-        /// The database, or a backup [default: the configured database]
+        /// The database, or a backup of the store or of a home [default: the configured database]
         path: Option<PathBuf>,
     },
-    /// Put a backup in the place of the database; keeps what it replaces. No core may run on it
+    /// Put a backup in place: of the store, or of a whole home. Keeps what it replaces. No core may run on it
     Restore {
         /// The backup
         backup: PathBuf,
+        /// Of a whole home: leave core.toml as it is
+        #[arg(long)]
+        keep_configuration: bool,
     },
     /// Ask a running core whether it serves, and say so by the exit code
     Health {
@@ -243,7 +246,11 @@ mod tests {
         assert_eq!(named, verify(Some("a.db")));
         let cli = read(&["restore", "a.db", "--db", "b.db"]).expect("good");
         let backup = PathBuf::from("a.db");
-        assert_eq!(cli.command(), Command::Restore { backup });
+        let whole = Command::Restore {
+            backup,
+            keep_configuration: false,
+        };
+        assert_eq!(cli.command(), whole);
         assert_eq!(read(&["restore"]).expect_err("of what?"), ExitCode::Usage);
     }
 

@@ -55,6 +55,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grpc;
+pub mod home;
 pub mod init;
 pub mod plugin_manager;
 pub mod routing;

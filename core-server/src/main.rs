@@ -1,7 +1,7 @@
 //! Arguments, configuration, logging; then the library; then an exit code.
 
+mod backups;
 mod cli;
-mod databases;
 mod serve;
 
 use std::process;
@@ -41,15 +41,17 @@ fn start() -> Result<ExitCode, ExitCode> {
         Command::CheckConfig => Ok(cli.check_config(&cwd()?)),
         Command::Verify { path } => {
             let configured = || Ok(cli.load(&cwd()?)?.config.storage.path);
-            Ok(databases::verify(&path.map_or_else(configured, Ok)?))
+            Ok(backups::verify(&path.map_or_else(configured, Ok)?))
         }
-        Command::Restore { backup } => {
-            let loaded = cli.load(&cwd()?)?;
-            Ok(databases::restore(&backup, &loaded.config.storage.path))
-        }
+        Command::Restore {
+            backup,
+            keep_configuration,
+        } => backups::restore(&cli.flags, &cwd()?, &backup, keep_configuration),
         Command::Init { name, plugin, json } => {
             let form = if json { InitForm::Json } else { InitForm::Text };
-            cli.init(&cwd()?, &name, &plugin, form)?;
+            let cwd = cwd()?;
+            backups::finish_restore(&cli.flags, &cwd)?;
+            cli.init(&cwd, &name, &plugin, form)?;
             Ok(ExitCode::Clean)
         }
         Command::Health { addr } => {
@@ -64,6 +66,7 @@ fn start() -> Result<ExitCode, ExitCode> {
         }
         Command::Run => {
             let cwd = cwd()?;
+            backups::finish_restore(&cli.flags, &cwd)?;
             let loaded = cli.load(&cwd)?;
             let log = logging::init(&loaded.config.log)
                 .map_err(|error| internal("the log cannot be set up", &error))?;

@@ -118,6 +118,19 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "string")]
         renew: bool,
     },
+    /// Write the whole home to one file of the core's machine: storage, CA, credentials, grants, configuration.
+    ///
+    /// The core goes on meanwhile. The file holds the CA's key: it is for the core's user only. How to put it
+    /// back: core-server restore FILE.
+    Backup {
+        /// A path there. Without it: backups/ beside the database, with the time in its name.
+        file: Option<PathBuf>,
+    },
+    /// Run a plugin while it is written: started anew when its files change, ended with Ctrl-C.
+    ///
+    /// It gets CORE_ADDR, CORE_TOKEN and CORE_PLUGIN (and CORE_CA_FILE), and is a remote plugin until this
+    /// command ends, which ends the plugin and revokes the token.
+    Dev(DevArgs),
     /// Wait until something is as wanted.
     Wait(WaitArgs),
     /// Show the versions of corectl and of the core.
@@ -469,6 +482,21 @@ pub(crate) struct StorageWatchArgs {
     /// End after so many lines.
     #[arg(long, value_name = "CHANGES", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DevArgs {
+    /// The plugin; one that is not configured becomes a remote plugin.
+    pub(crate) name: String,
+    /// Start it anew when this changes, a file or a directory; several times. Usual: the working directory.
+    ///
+    /// The program itself is always watched; hidden files, target, node_modules, __pycache__ and a core's data
+    /// directory never are.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) watch: Vec<PathBuf>,
+    /// The program and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Args, Debug)]

@@ -104,6 +104,11 @@ impl Core {
         &self.located.address
     }
 
+    /// The address in use, and who named it.
+    pub(crate) fn located(&self) -> &Located {
+        &self.located
+    }
+
     /// The time that a request gets: `--timeout`, else what is usual for it.
     pub(crate) fn time_for(&self, usual: Duration) -> Duration {
         self.timeout.unwrap_or(usual)
@@ -318,7 +323,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
 }
 
 /// The CA's certificate: `--ca-file`, else `CORE_CA_FILE` for an address that was named.
-fn ca_file(global: &Global, located: &Located) -> Option<PathBuf> {
+pub(crate) fn ca_file(global: &Global, located: &Located) -> Option<PathBuf> {
     if matches!(located.address, Address::Unix(_)) {
         return None;
     }

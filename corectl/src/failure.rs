@@ -60,6 +60,9 @@ pub(crate) enum Failure {
     /// The reader of stdout went away. Silent.
     #[error("the reader of the output went away")]
     BrokenPipe,
+    /// A signal ended what goes on until one does. Silent.
+    #[error("interrupted")]
+    Interrupted,
     /// Reading input or writing output failed.
     #[error("cannot {doing}: {cause}")]
     Io { doing: String, cause: io::Error },
@@ -282,6 +285,7 @@ impl Failure {
             Self::ChecksFailed(_) => Exit::ChecksFailed,
             Self::Several { exit, .. } => *exit,
             Self::BrokenPipe => Exit::Success,
+            Self::Interrupted => Exit::Interrupted,
             Self::Io { .. } => Exit::Failure,
         }
     }
@@ -298,9 +302,11 @@ impl Failure {
                     .to_owned(),
             ),
             Self::Refused(refusal) => refusal.hint(),
-            Self::ChecksFailed(_) | Self::Several { .. } | Self::BrokenPipe | Self::Io { .. } => {
-                None
-            }
+            Self::ChecksFailed(_)
+            | Self::Several { .. }
+            | Self::BrokenPipe
+            | Self::Interrupted
+            | Self::Io { .. } => None,
         }
     }
 

@@ -9,6 +9,7 @@ mod address;
 mod arguments;
 mod cli;
 mod connect;
+mod dev;
 mod events;
 mod exit;
 mod failure;
@@ -47,7 +48,9 @@ async fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.number()));
         }
     };
-    tokio::spawn(interrupted());
+    if !matches!(cli.command, Command::Dev(_)) {
+        tokio::spawn(interrupted());
+    }
     let mut output = Output::new(&cli.global);
     let result = Box::pin(run(&cli, &mut output)).await;
     let exit = match result.and_then(|()| output.flush()) {
@@ -75,7 +78,7 @@ fn parse() -> Result<Cli, clap::Error> {
 }
 
 /// Ends the program at SIGINT, wherever it is: commands hold nothing that needs tidying, and the
-/// core notices a connection that ends.
+/// core notices a connection that ends. `dev` does, and ends itself.
 async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_ok() {
         #[expect(clippy::exit, reason = "the main thread may be blocked on a pipe")]
@@ -106,6 +109,11 @@ async fn run(cli: &Cli, output: &mut Output) -> Result<(), Failure> {
             ..
         } => access::join(&arguments::or_stdin(string)?, out, output).await,
         Command::Join { out, .. } => access::renew(out, output).await,
+        Command::Dev(arguments) => dev::run(global, arguments).await,
+        Command::Backup { file } => {
+            let core = Core::connect(global).await?;
+            storage_admin::backup_home(&core, file.as_deref(), output).await
+        }
         Command::Reload => reload::run(&Core::connect(global).await?, output).await,
         Command::Services(command) => services::run(global, command, output).await,
         Command::Events(command) => events::run(global, command, output).await,

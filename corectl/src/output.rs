@@ -220,7 +220,7 @@ impl Output {
         struct Report {
             error: ErrorView,
         }
-        if matches!(failure, Failure::BrokenPipe) {
+        if matches!(failure, Failure::BrokenPipe | Failure::Interrupted) {
             return;
         }
         let text = match self.form {

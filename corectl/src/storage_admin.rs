@@ -1,7 +1,7 @@
 //! `corectl storage`: watch, usage, quota, drop, backup, check, export, import.
 
 use std::io::{BufRead as _, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use core_proto::v1::storage_change::Kind;
@@ -15,11 +15,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::address::Address;
 use crate::cli::{StorageCommand, StorageWatchArgs};
 use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::json::Payload;
-use crate::output::{Cell, Form, Output, Table, Tone};
+use crate::output::{Cell, Form, Output, Table, Tone, note};
 use crate::time;
 use crate::watching::{follow, left_out};
 
@@ -284,6 +285,45 @@ async fn drop_all(
 }
 
 async fn backup(core: &Core, path: Option<&str>, output: &mut Output) -> Result<(), Failure> {
+    let question = StorageAdminBackupRequest {
+        path: path.unwrap_or_default().to_owned(),
+        home: false,
+    };
+    make_backup(core, question, output).await
+}
+
+/// `corectl backup [FILE]`.
+pub(crate) async fn backup_home(
+    core: &Core,
+    file: Option<&Path>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let path = match (file, core.address()) {
+        // The core is on this machine and may have been started elsewhere on it.
+        (Some(file), Address::Unix(_)) => std::path::absolute(file)
+            .map_err(|error| Failure::io("find the working directory", error))?,
+        (Some(file), Address::Tcp { .. }) => file.to_owned(),
+        (None, _) => PathBuf::new(),
+    };
+    let question = StorageAdminBackupRequest {
+        path: path.display().to_string(),
+        home: true,
+    };
+    make_backup(core, question, output).await?;
+    output.flush()?;
+    if output.form() == Form::Table {
+        note(
+            "it holds the CA's key and the hashes of all credentials: keep it where nobody else reads it",
+        );
+    }
+    Ok(())
+}
+
+async fn make_backup(
+    core: &Core,
+    question: StorageAdminBackupRequest,
+    output: &mut Output,
+) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct View {
         path: String,
@@ -292,9 +332,6 @@ async fn backup(core: &Core, path: Option<&str>, output: &mut Output) -> Result<
         revision: u64,
         seconds: f64,
     }
-    let question = StorageAdminBackupRequest {
-        path: path.unwrap_or_default().to_owned(),
-    };
     let mut client = core.storage_admin();
     let made = core
         .ask("", LONG, question, |request| client.backup(request))
@@ -380,7 +417,7 @@ async fn import(core: &Core, file: &Path, output: &mut Output) -> Result<(), Fai
         last.entries = progress.entries;
         last.expired = progress.expired;
         if output.form() == Form::Table && output.is_terminal() {
-            crate::output::note(&format!("{} entries", last.entries));
+            note(&format!("{} entries", last.entries));
         }
     }
     reading.await.map_err(|error| Failure::Io {

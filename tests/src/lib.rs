@@ -31,7 +31,7 @@ pub use client::{Address, Client, Presents};
 pub use declare::Declared;
 pub use failure::Told;
 pub use frames::BytesCodec;
-pub use process::{CoreProcess, Outsider, is_alive, signal};
+pub use process::{CoreProcess, Finished, Outsider, finished, is_alive, program, signal};
 pub use proxy::{Direction, Faults, Proxy, Way};
 pub use raw_plugin::{Hello, RawPlugin};
 pub use scratch::Scratch;

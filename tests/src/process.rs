@@ -217,6 +217,49 @@ impl Drop for CoreProcess {
     }
 }
 
+/// A program in this directory, with nothing of a core in its environment; not started yet.
+#[must_use]
+pub fn program(program: &str, arguments: &[&str], directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| {
+            !["RUNTIME_", "CORE_", "XDG_"]
+                .iter()
+                .any(|prefix| name.to_string_lossy().starts_with(prefix))
+        }))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// How a program ended, and what it wrote.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; `None`: a signal.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Runs a program to its end, see [`program`].
+///
+/// # Panics
+/// When it cannot be started, or does not end in time.
+pub async fn finished(name: &str, arguments: &[&str], directory: &Path) -> Finished {
+    let output = program(name, arguments, directory).output();
+    let output = within("the program ends", output).await.expect("it runs");
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 /// A plugin that a test starts itself, as somebody on another machine would.
 #[derive(Debug)]
 pub struct Outsider {

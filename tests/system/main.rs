@@ -1,13 +1,17 @@
 //! Scenarios over a running core, one module per theme. Each test has a core of its own; all run in
 //! parallel. The harness is `core_tests`; its essay says how tests wait and what they leave behind.
 
+mod backup;
 mod bad_input;
 mod call_ends;
+mod certificates;
 mod contract;
 mod counters;
 mod data_directory;
+mod dev;
 mod embedded;
 mod event_bus;
+mod first_start;
 mod handshake;
 mod hanging;
 mod isolation;
@@ -31,11 +35,14 @@ mod state;
 mod storage;
 mod subscriptions;
 mod supervision;
+mod threats;
 mod tls;
 mod whole_path;
 
 /// The core's own binary.
 const CORE: &str = env!("CARGO_BIN_EXE_core-under-test");
+/// The operator's tool.
+const CORECTL: &str = env!("CARGO_BIN_EXE_corectl-under-test");
 /// The echo plugin (`core_tests::plugins::echo`).
 const ECHO: &str = env!("CARGO_BIN_EXE_fixture-echo");
 /// A plugin that tries to get out of its sandbox and beyond its limits.

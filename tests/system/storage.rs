@@ -330,6 +330,7 @@ async fn operators_see_usage_set_quotas_and_carry_entries_over() {
     // Nothing is kept, so nothing can be backed up.
     let backup = v1::StorageAdminBackupRequest {
         path: "/nowhere/at/all.db".to_owned(),
+        ..Default::default()
     };
     let refused = admin.backup(backup).await.expect_err("in memory");
     Told::by(&refused).is(Code::FailedPrecondition, "UNSUPPORTED");

@@ -13,8 +13,9 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         }
     };
     // Taken apart, so that a new setting is not forgotten here. Where plugins are looked for is looked
-    // up with each reload.
+    // up with each reload; which file it was says nothing of what is in it.
     let Config {
+        file: _,
         plugins_dir: _,
         data_dir,
         shutdown_timeout,
@@ -65,6 +66,10 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         security.granting == other.security.granting,
     );
     compare("security.mode", security.mode == other.security.mode);
+    compare(
+        "security.certificate_life",
+        security.certificate_life == other.security.certificate_life,
+    );
     compare("log.filter", log.filter == other.log.filter);
     compare("log.format", log.format == other.log.format);
     let Supervision {

@@ -16,9 +16,9 @@ use super::shape::Checker;
 use super::tree::{Data, Entry, Table, View, absolute, merge, parse};
 use super::upgrades::{Candidate, Upgrade, Upgrades};
 use super::{
-    Adapter, Config, DEFAULT_DATABASE, DEFAULT_FILE, DEFAULT_LOG_FILTER, DEFAULT_RUNTIME_DIR,
-    DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, Durability, Listen, Log, LogFormat, Security,
-    Storage, Supervision,
+    Adapter, Config, DEFAULT_CERTIFICATE_LIFE, DEFAULT_DATABASE, DEFAULT_FILE, DEFAULT_LOG_FILTER,
+    DEFAULT_RUNTIME_DIR, DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, Durability, Listen, Log,
+    LogFormat, Security, Storage, Supervision,
 };
 use crate::security::{Granting, Mode};
 
@@ -64,19 +64,11 @@ pub fn load_candidate(
 ) -> Result<Loaded, Error> {
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     let mut problems = Problems::default();
-    let file = core_file(flags, cwd, &mut problems);
-    let variables = environment::layer(&environment, &settings::CORE, &mut problems);
-    let mut checker = Checker {
-        cwd,
-        problems: &mut problems,
-    };
-    let mut settings = checker.check(settings::CORE.presets(), &settings::CORE, "");
-    // A file that is no TOML leaves open where the plugins are and what it says of them.
-    let file_is_readable = file.is_some();
-    for layer in [file.unwrap_or_default(), variables, flags.layer()] {
-        merge(&mut settings, checker.check(layer, &settings::CORE, ""));
-    }
-    let config = type_core(&mut settings, &environment, cwd, &mut problems);
+    let Core {
+        config,
+        mut settings,
+        file_is_readable,
+    } = read_core(flags, &environment, cwd, &mut problems);
     let overrides = match settings.remove("plugins").map(|entry| entry.node.data) {
         Some(Data::Table(table)) => table,
         _ => Table::new(),
@@ -118,10 +110,69 @@ pub fn load_candidate(
     })
 }
 
+/// As [`load()`], without plugins: nothing that they name need be there.
+///
+/// # Errors
+/// What is wrong with the core's own settings.
+pub fn load_core(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    cwd: &Path,
+) -> Result<Config, Error> {
+    let environment: BTreeMap<_, _> = environment.into_iter().collect();
+    let mut problems = Problems::default();
+    let core = read_core(flags, &environment, cwd, &mut problems);
+    match problems.into_error() {
+        Some(error) => Err(error),
+        None => Ok(core.config),
+    }
+}
+
+/// The core's own part of a configuration.
+struct Core {
+    config: Config,
+    /// All layers, with what they say of plugins.
+    settings: Table,
+    /// A file that is no TOML leaves open where the plugins are and what it says of them.
+    file_is_readable: bool,
+}
+
+fn read_core(
+    flags: &Flags,
+    environment: &BTreeMap<String, String>,
+    cwd: &Path,
+    problems: &mut Problems,
+) -> Core {
+    let file = core_file(flags, cwd, problems);
+    let variables = environment::layer(environment, &settings::CORE, problems);
+    let mut checker = Checker { cwd, problems };
+    let mut settings = checker.check(settings::CORE.presets(), &settings::CORE, "");
+    let file_is_readable = file.is_some();
+    for layer in [file.unwrap_or_default(), variables, flags.layer()] {
+        merge(&mut settings, checker.check(layer, &settings::CORE, ""));
+    }
+    let config = type_core(&mut settings, environment, cwd, problems);
+    let path = core_file_path(flags, cwd);
+    let config = Config {
+        file: path.exists().then_some(path),
+        ..config
+    };
+    Core {
+        config,
+        settings,
+        file_is_readable,
+    }
+}
+
+/// Where `core.toml` is, if it is there.
+pub fn core_file_path(flags: &Flags, cwd: &Path) -> PathBuf {
+    absolute(cwd, flags.config.as_deref().unwrap_or(DEFAULT_FILE))
+}
+
 /// `core.toml` as it is written. `None`: it cannot be read, and that was reported. No file is as good
 /// as an empty one unless somebody named it.
 fn core_file(flags: &Flags, cwd: &Path, problems: &mut Problems) -> Option<Table> {
-    let path = absolute(cwd, flags.config.as_deref().unwrap_or(DEFAULT_FILE));
+    let path = core_file_path(flags, cwd);
     if flags.config.is_none() && !path.exists() {
         return Some(Table::new());
     }
@@ -164,6 +215,7 @@ fn type_core(
     }
     let log = top.section("log");
     Config {
+        file: None,
         plugins_dir,
         data_dir,
         shutdown_timeout: top
@@ -221,6 +273,9 @@ fn type_security(section: View<'_>) -> Security {
             Some("audit") => Mode::Audit,
             _ => Mode::Enforce,
         },
+        certificate_life: section
+            .time("certificate_life")
+            .unwrap_or(DEFAULT_CERTIFICATE_LIFE),
     }
 }
 

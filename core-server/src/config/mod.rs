@@ -53,7 +53,7 @@ pub use error::{Error, Origin, Problem, SourceFile};
 pub use fixed::needs_restart;
 pub use flags::Flags;
 pub use limits::{Limit, Limits, http2};
-pub use load::{Loaded, load, load_candidate};
+pub use load::{Loaded, core_file_path, load, load_candidate, load_core};
 pub(crate) use origins::REDACTED;
 pub use origins::{Origins, Setting};
 pub use permissions::{CallPermission, Manage, Need, Permissions, ReadWrite};
@@ -74,12 +74,15 @@ const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// gathers what is ready into fewer system calls (`docs/decisions/0008-one-worker-thread.md`).
 const DEFAULT_THREADS: usize = 1;
 const MAX_THREADS: u64 = 64;
+const DEFAULT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3_600);
 const DEFAULT_LOG_FILTER: &str = "info";
 
 /// A configuration that holds. [`load()`] makes one from files; a program that embeds the core begins
 /// with [`Config::default`] and sets fields.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The file that it was read from. `None`: there was none.
+    pub file: Option<PathBuf>,
     /// Where plugins were looked for.
     pub plugins_dir: PathBuf,
     /// Where the core and its child plugins keep their data.
@@ -170,13 +173,25 @@ impl Listen {
     }
 }
 
-/// What plugins may do by their manifests alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What plugins may do by their manifests alone, and how long they are let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Security {
     /// Whether a manifest is granted as it asks.
     pub granting: Granting,
     /// Whether what is not granted is refused, or only noted.
     pub mode: Mode,
+    /// Life of a plugin's certificate; two thirds of it, and its plugin asks for another.
+    pub certificate_life: Duration,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Self {
+            granting: Granting::default(),
+            mode: Mode::default(),
+            certificate_life: DEFAULT_CERTIFICATE_LIFE,
+        }
+    }
 }
 
 /// The core's own log.
@@ -240,6 +255,7 @@ impl Default for Config {
     fn default() -> Self {
         let data_dir = PathBuf::from(DEFAULT_DATA_DIR);
         Self {
+            file: None,
             plugins_dir: PathBuf::from(DEFAULT_PLUGINS_DIR),
             shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
             threads: DEFAULT_THREADS,

@@ -12,8 +12,8 @@ use super::permissions;
 use super::shape::{Case, Field, Repeats, Rule, Shape};
 use super::tree::Data;
 use super::{
-    DEFAULT_DATA_DIR, DEFAULT_LOG_FILTER, DEFAULT_PLUGINS_DIR, DEFAULT_SHUTDOWN_TIMEOUT,
-    DEFAULT_THREADS, MAX_THREADS,
+    DEFAULT_CERTIFICATE_LIFE, DEFAULT_DATA_DIR, DEFAULT_LOG_FILTER, DEFAULT_PLUGINS_DIR,
+    DEFAULT_SHUTDOWN_TIMEOUT, DEFAULT_THREADS, MAX_THREADS,
 };
 
 /// `core.toml`, and the environment and flags as far as they name the same settings.
@@ -57,7 +57,7 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
     Field::new(
         "security",
         Shape::Section(&[SECURITY]),
-        "What plugins may do by their manifests alone.",
+        "What plugins may do by their manifests alone, and how long they are let in.",
     ),
     Field::new("log", Shape::Section(&[LOG]), "The core's own log."),
     Field::new(
@@ -83,8 +83,10 @@ pub(super) static MANIFEST: Shape = Shape::Section(&[NAME, PLUGIN]);
 /// `[plugins.NAME]` of `core.toml`.
 pub(super) static OVERRIDE: Shape = Shape::Section(&[PLUGIN, OPERATORS_PART]);
 
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const QUARTER: Duration = Duration::from_secs(90 * 86_400);
 /// The highest one means "no user".
 const UID_MAX: u64 = u32::MAX as u64 - 1;
 const ANY_TIME: std::ops::RangeInclusive<Duration> = Duration::ZERO..=DAY;
@@ -118,6 +120,12 @@ const SECURITY: &[Field] = &[
         "\"audit\": what is not granted is done all the same, counted and noted in audit.jsonl.",
     )
     .preset(|| text("enforce")),
+    Field::new(
+        "certificate_life",
+        Shape::Time(MINUTE..=QUARTER),
+        "Life of a plugin's certificate; it is renewed after two thirds of it.",
+    )
+    .preset(|| Data::Time(DEFAULT_CERTIFICATE_LIFE)),
 ];
 
 const LOG: &[Field] = &[

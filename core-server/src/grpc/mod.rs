@@ -50,6 +50,7 @@ use crate::channel::{Closed, Slot};
 use crate::config::Limits;
 use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
 use crate::event_bus::EventBus;
+use crate::home;
 use crate::plugin_manager::{PluginInfo, PluginManager, Reloaded};
 use crate::routing::Router;
 use crate::security::{Access, Audit, Caller, Denied, Gatekeeper};
@@ -72,6 +73,7 @@ pub(crate) struct Kernel {
     pub(crate) upgrade: Upgrade,
     pub(crate) access: Access,
     pub(crate) audit: Audit,
+    pub(crate) home: home::Places,
     pub(crate) make_known: MakeKnown,
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) scope: TaskScope,
@@ -128,6 +130,7 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         storage: kernel.storage.clone(),
         gatekeeper: gatekeeper.clone(),
         scope: scope.clone(),
+        home: kernel.home,
     };
     let storage = storage::Api {
         storage: kernel.storage,

@@ -1,6 +1,6 @@
 //! `StorageAdmin`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use core_proto::servers::storage_admin_server;
@@ -12,8 +12,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::storage::usage;
 use super::convert::{BadField, page_size};
 use super::{DEFAULT_TIMEOUT, gate, status, unary};
-use crate::error::{Failure, chain};
-use crate::security::{Action, Caller, Gatekeeper};
+use crate::error::{Classify as _, Failure, chain};
+use crate::home;
+use crate::security::{self, Action, Caller, Gatekeeper, audit};
 use crate::storage::{Exporter, Importer, Namespace, OwnQuota, Storage};
 use crate::task::TaskScope;
 use crate::types::Source;
@@ -26,6 +27,7 @@ pub(super) struct Api {
     pub(super) storage: Storage,
     pub(super) gatekeeper: Gatekeeper,
     pub(super) scope: TaskScope,
+    pub(super) home: home::Places,
 }
 
 fn deadline(caller: &Caller, otherwise: Duration) -> Instant {
@@ -46,9 +48,10 @@ async fn long<M, A>(
 }
 
 impl Api {
-    fn backup_path(&self, asked: String) -> Result<PathBuf, BadField> {
+    fn backup_path(&self, asked: String, extension: &str) -> Result<PathBuf, BadField> {
         if asked.is_empty() {
-            return Ok(self.storage.default_backup_path(SystemTime::now()));
+            let now = SystemTime::now();
+            return Ok(self.storage.default_backup_path(now, extension));
         }
         let path = PathBuf::from(asked);
         if !path.is_absolute() {
@@ -58,6 +61,34 @@ impl Api {
             });
         }
         Ok(path)
+    }
+
+    /// Keys and grants are for operators, whatever a plugin may do with the store.
+    fn permit_home(&self, caller: &Caller) -> Result<(), Failure> {
+        let allowed = match &caller.source {
+            Source::Plugin(plugin) => Err(security::Error::NotAllowed {
+                method: "StorageAdmin/Backup of the whole home".to_owned(),
+                caller: format!("plugin \"{plugin}\""),
+                advice: ": it holds keys; leave out `home` for the store alone",
+            }),
+            _ => Ok(()),
+        };
+        let (decision, rule) = match &allowed {
+            Ok(()) => (audit::decision::ALLOWED, "operator"),
+            Err(error) => (audit::decision::DENIED, error.reason().as_str()),
+        };
+        self.gatekeeper.policy().audit.note(audit::Record {
+            action: "StorageAdmin/Backup".to_owned(),
+            decision,
+            plugin: match &caller.source {
+                Source::Plugin(plugin) => plugin.to_string(),
+                _ => String::new(),
+            },
+            resource: "home".to_owned(),
+            rule: rule.to_owned(),
+            ..audit::Record::default()
+        });
+        Ok(allowed?)
     }
 }
 
@@ -133,10 +164,17 @@ impl storage_admin_server::StorageAdmin for Api {
                 let field = "path";
                 return Err(BadField::Malformed { field, why }.into());
             }
-            let path = self.backup_path(message.path)?;
             let began = Instant::now();
             let deadline = deadline(&caller, LONG_TIMEOUT);
-            let made = self.storage.backup(path, deadline).await?;
+            let made = if message.home {
+                self.permit_home(&caller)?;
+                let (path, home) = (self.backup_path(message.path, "tar")?, self.home.clone());
+                let pack = move |copy: &Path, revision, to: &Path| home.pack(copy, revision, to);
+                self.storage.backup_wrapped(path, deadline, pack).await?
+            } else {
+                let path = self.backup_path(message.path, "db")?;
+                self.storage.backup(path, deadline).await?
+            };
             Ok(v1::StorageAdminBackupResponse {
                 path: made.path.display().to_string(),
                 bytes: made.bytes,

@@ -20,6 +20,7 @@ use crate::config::{Adapter, Config};
 use crate::event_bus::EventBus;
 use crate::files::DirectoryLock;
 use crate::grpc::{self, Information};
+use crate::home;
 use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
 use crate::security::{Audit, Credentials, Gatekeeper, Policy};
@@ -263,6 +264,7 @@ impl Runtime {
             upgrade: reloader.upgrade_as_rpc(),
             access,
             audit,
+            home: home::Places::of(&config),
             make_known: reloader.make_known_as_rpc(),
             gatekeeper: gatekeeper.clone(),
             scope: scopes.streams.clone(),

@@ -41,6 +41,7 @@ pub(super) fn prepare(config: &Config, bound: &[SocketAddr]) -> Result<Option<Pr
         access: access::Tls {
             authority,
             addresses,
+            certificate_life: config.security.certificate_life,
         },
     }))
 }

@@ -23,9 +23,6 @@ use crate::types::PluginName;
 /// was told their fingerprint, and is told anew when it changes.
 const LONG: Duration = Duration::from_secs(20 * 365 * 86_400);
 
-/// Life of a plugin's certificate.
-pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3_600);
-
 /// Largest request for a certificate.
 const MAX_CSR_BYTES: usize = 8 << 10;
 
@@ -218,7 +215,7 @@ impl Authority {
         )
     }
 
-    /// A certificate for a plugin. Of the request only the public key is taken, once its signature has
+    /// A certificate for a plugin, good for `life`. Of the request only the public key is taken, once its signature has
     /// shown that the asker has the private one.
     ///
     /// # Errors
@@ -228,13 +225,14 @@ impl Authority {
         request: &[u8],
         plugin: &PluginName,
         now: SystemTime,
+        life: Duration,
     ) -> Result<Issued, Error> {
         if request.len() > MAX_CSR_BYTES {
             return Err(Error::LargeRequest);
         }
         let request = CertificateSigningRequestDer::from(request.to_vec());
         let request = CertificateSigningRequestParams::from_der(&request)?;
-        let expires_at = core_tls::believable(now) + CERTIFICATE_LIFE;
+        let expires_at = core_tls::believable(now) + life;
         let mut params = params(Vec::new(), plugin.as_str())?;
         let uri = format!("core://{}/plugin/{plugin}", self.home());
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
@@ -330,6 +328,8 @@ fn check_private(path: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
+    const LIFE: Duration = Duration::from_secs(24 * 3_600);
+
     fn lamp() -> PluginName {
         PluginName::parse("lamp").expect("good name")
     }
@@ -383,8 +383,9 @@ mod tests {
         let (authority, _) = Authority::open_or_make(home.path()).expect("made");
         let key = core_tls::NewKey::generate().expect("made");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
-        let issued = authority.sign(&key.csr_der, &lamp(), now).expect("signed");
-        assert_eq!(issued.expires_at, now + CERTIFICATE_LIFE);
+        let issued = authority.sign(&key.csr_der, &lamp(), now, LIFE);
+        let issued = issued.expect("signed");
+        assert_eq!(issued.expires_at, now + LIFE);
         let der = CertificateDer::from_pem_slice(issued.pem.as_bytes()).expect("PEM");
         assert_eq!(Pin::of(&der), issued.digest);
         let uri = format!("core://{}/plugin/lamp", authority.home());
@@ -393,12 +394,13 @@ mod tests {
             .any(|window| window == uri.as_bytes());
         assert!(held, "the name is the core's to give");
         for bad in [&b"nonsense"[..], &[0; MAX_CSR_BYTES + 1], &key.csr_der[1..]] {
-            authority.sign(bad, &lamp(), now).expect_err("no request");
+            let refused = authority.sign(bad, &lamp(), now, LIFE);
+            refused.expect_err("no request");
         }
         let mut forged = key.csr_der.clone();
         *forged.last_mut().expect("bytes") ^= 1;
         authority
-            .sign(&forged, &lamp(), now)
+            .sign(&forged, &lamp(), now, LIFE)
             .expect_err("no proof of the key");
     }
 
@@ -408,7 +410,7 @@ mod tests {
         let (authority, _) = Authority::open_or_make(home.path()).expect("made");
         let key = core_tls::NewKey::generate().expect("made");
         let issued = authority
-            .sign(&key.csr_der, &lamp(), SystemTime::UNIX_EPOCH)
+            .sign(&key.csr_der, &lamp(), SystemTime::UNIX_EPOCH, LIFE)
             .expect("signed");
         assert!(issued.expires_at > SystemTime::UNIX_EPOCH + core_tls::NOT_BEFORE);
     }

@@ -14,6 +14,7 @@ use super::error::{Error, Fault};
 use super::names::{Direction, KeyRange, Namespace};
 use super::quota::{CORE_NAMESPACE, OwnQuota, Quota, Quotas, Usage, key_of};
 use super::request::{Apply, MAX_OPS, MAX_PAGE_SIZE, Query};
+use super::sqlite::lock::rename_new;
 use super::writer::Shared;
 use super::{MAX_PAGE_BYTES, READ_TIMEOUT, Storage};
 use crate::error::Outcome;
@@ -157,13 +158,15 @@ impl Storage {
 
     /// Where a backup goes for which nothing else is said: `backups/` beside the database.
     #[must_use]
-    pub fn default_backup_path(&self, now: SystemTime) -> PathBuf {
+    pub fn default_backup_path(&self, now: SystemTime, extension: &str) -> PathBuf {
         let database = Path::new(&self.inner.info.location);
         let directory = database.parent().unwrap_or(Path::new(""));
         let stem = database.file_stem().unwrap_or_default().to_string_lossy();
         let time = jiff::Timestamp::try_from(now).unwrap_or_default();
         let time = time.strftime("%Y%m%dT%H%M%S%3fZ");
-        let path = directory.join("backups").join(format!("{stem}-{time}.db"));
+        let path = directory
+            .join("backups")
+            .join(format!("{stem}-{time}.{extension}"));
         std::path::absolute(&path).unwrap_or(path)
     }
 
@@ -182,6 +185,48 @@ impl Storage {
             let revision = shared.adapter.backup(&path)?;
             let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
                 // Without its digest it would look like one that was not finished.
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
+                }
+            })?;
+            Ok(Backup {
+                path,
+                bytes,
+                sha256,
+                revision,
+            })
+        })
+        .await
+    }
+
+    /// As [`Self::backup`], but what is kept at `path` is what `wrap` makes of the copy: it is given the
+    /// copy, its revision, and the name of the file to make. The copy is gone afterwards. Both are made in
+    /// the directory `<path>.tmp`, which is only left behind by a core that was killed.
+    ///
+    /// # Errors
+    /// Those of [`Self::backup`]; what `wrap` gives is an [`Error::Failed`] or [`Error::DiskLow`].
+    ///
+    /// # Cancel safety
+    /// The backup goes on.
+    pub async fn backup_wrapped(
+        &self,
+        path: PathBuf,
+        deadline: Instant,
+        wrap: impl FnOnce(&Path, Revision, &Path) -> io::Result<()> + Send + 'static,
+    ) -> Result<Backup, Error> {
+        self.read_long(deadline, move |shared| {
+            for path in [path.clone(), digest_path(&path)] {
+                if path.symlink_metadata().is_ok() {
+                    return Err(CopyFault::Exists { path });
+                }
+            }
+            let workshop = Workshop::open(&path)?;
+            let (copy, whole) = (workshop.0.join("copy.db"), workshop.0.join("whole"));
+            let revision = shared.adapter.backup(&copy)?;
+            wrap(&copy, revision, &whole).map_err(failed)?;
+            rename_new(&whole, &path).map_err(|error| not_new(&path, error))?;
+            drop(workshop);
+            let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
                 if let Err(error) = std::fs::remove_file(&path) {
                     tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
                 }
@@ -255,6 +300,45 @@ impl Storage {
     }
 }
 
+/// The directory in which something is made. Dropping it removes it.
+struct Workshop(PathBuf);
+
+impl Workshop {
+    /// For what is to lie at `path`.
+    fn open(path: &Path) -> Result<Self, CopyFault> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let mut name = path.as_os_str().to_owned();
+        name.push(".tmp");
+        let directory = PathBuf::from(name);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).recursive(true);
+        if let Some(parent) = path.parent() {
+            builder.create(parent).map_err(failed)?;
+        }
+        // One that is there may be anybody's.
+        let made = builder.recursive(false).create(&directory);
+        made.map_err(|error| not_new(&directory, error))?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "half a copy is left");
+        }
+    }
+}
+
+fn not_new(path: &Path, error: io::Error) -> CopyFault {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => CopyFault::Exists {
+            path: path.to_owned(),
+        },
+        _ => failed(error),
+    }
+}
+
 fn failed(error: io::Error) -> CopyFault {
     CopyFault::Failed(error.into())
 }
@@ -289,7 +373,7 @@ pub(super) fn load_quotas(adapter: &dyn StorageAdapter, config: &Config) -> Resu
 }
 
 /// The size and SHA-256 of a file.
-pub(super) fn digest(path: &Path) -> io::Result<(u64, String)> {
+pub(crate) fn digest(path: &Path) -> io::Result<(u64, String)> {
     let mut file = std::fs::File::open(path)?;
     let mut hash = Sha256::new();
     let mut piece = vec![0; 1 << 16];
@@ -311,7 +395,7 @@ pub(super) fn digest(path: &Path) -> io::Result<(u64, String)> {
 }
 
 /// Where the digest of a file stands: in the form that `sha256sum --check` reads.
-pub(super) fn digest_path(path: &Path) -> PathBuf {
+pub(crate) fn digest_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".sha256");
     name.into()

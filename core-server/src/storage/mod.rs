@@ -90,6 +90,7 @@ pub use adapter::{
     Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
 };
 pub use admin::{Backup, NamespaceUsage};
+pub(crate) use admin::{digest, digest_path};
 pub use changes::{Change, Cursor, What};
 pub use clock::MAX_TTL;
 pub use config::{AdapterKind, Config, Durability};

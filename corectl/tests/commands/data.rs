@@ -261,6 +261,23 @@ fn backups_and_checks_say_what_came_of_them() {
 }
 
 #[test]
+fn a_home_is_backed_up_where_the_command_is_given() {
+    let core = FakeCore::start();
+    let outcome = corectl(&core, &["backup", "/house.tar"]);
+    assert!(outcome.stderr.contains("CA's key"), "{}", outcome.stderr);
+    let made = outcome.ok();
+    assert_eq!(
+        words(&made),
+        ["/house.tar with home 4096 bytes revision 7 in 2s"]
+    );
+    let made = corectl(&core, &["backup", "house.tar", "--quiet"]).ok();
+    let here = std::env::current_dir().expect("there").join("house.tar");
+    assert_eq!(made, format!("{} with home\n", here.display()));
+    let made = corectl(&core, &["backup", "--quiet"]).ok();
+    assert_eq!(made, " with home\n", "the core chooses");
+}
+
+#[test]
 fn lines_go_out_and_in() {
     let core = FakeCore::start();
     for key in ["a", "b"] {

@@ -1,14 +1,18 @@
 //! 52: the wall clock jumps, the machine sleeps, the core boots before its clock is set.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use core_tests::{signal, within};
+use core_proto::v1;
+use core_tests::{Client, Hello, RawPlugin, signal, within};
+use core_tls::{ClientTls, EnrollError, Enrolled};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::Instant;
+use tonic::{Code, Status};
 
 use crate::home::{Home, plugin};
 use crate::measure::count;
@@ -61,7 +65,7 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
         format!("the core believes in 1970, not {year}"),
     );
     // An hour is jumped over; this lasts for half of one.
-    let lasting = core_proto::v1::StorageSetRequest {
+    let lasting = v1::StorageSetRequest {
         namespace: "notes".to_owned(),
         key: "lasting".to_owned(),
         value: "1".into(),
@@ -89,7 +93,114 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
     }
     restarts(&row, &home, "wall clock").await?;
     home.stop(&row).await;
+    Box::pin(certificates(&row, &library, &clock)).await
+}
+
+/// Certificates by a clock that is not set yet, is set, runs on, and is lost again: nobody is locked out, and
+/// what is over is over.
+async fn certificates(row: &Row, library: &Path, clock: &Clock) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let nineteen_seventy = -i64::try_from(now.context("a time")?.as_secs())? + 60;
+    clock.set(nineteen_seventy)?;
+    let core = Home::prepare("[listen]\ntls = [\"127.0.0.1:0\"]\n", &[])
+        .env("LD_PRELOAD", &library.to_string_lossy())
+        .env("FAULTS_WALL_CLOCK", &clock.path.to_string_lossy());
+    let mut home = Home::of(core).await;
+    let board = join(&home, "board").await?;
+    clock.set(0)?;
+    let admitted = opens(&home, &board).await?;
+    row.require(
+        admitted.is_ok(),
+        format!("what was issued in 1970 is good once the clock is set: {admitted:?}"),
+    );
+    let shed = join(&home, "shed").await?;
+    for (what, offset, good, renewable) in [
+        ("a day later", 25 * HOUR, false, true),
+        ("a month later", 32 * 24 * HOUR, false, false),
+        ("right again", 0, true, true),
+    ] {
+        clock.set(offset)?;
+        let admitted = opens(&home, &shed).await?;
+        row.require(
+            admitted.is_ok() == good,
+            format!("{what}: the certificate is good: {good}, not {admitted:?}"),
+        );
+        let renewed = renew(&home, &shed).await?;
+        row.require(
+            renewed.is_ok() == renewable,
+            format!("{what}: it can be renewed: {renewable}, not {renewed:?}"),
+        );
+    }
+    // The battery is empty: after a power cut it is 1970 again.
+    home.core().kill().await;
+    clock.set(nineteen_seventy)?;
+    home.operator = home.core().start().await;
+    for (name, enrolled) in [("board", &board), ("shed", &shed)] {
+        let admitted = opens(&home, enrolled).await?;
+        row.require(
+            admitted.is_ok(),
+            format!("{name} is let in while the clock is behind: {admitted:?}"),
+        );
+    }
+    home.stop(row).await;
     Ok(())
+}
+
+async fn tls_address(home: &Home) -> Result<SocketAddr> {
+    let request = v1::IntrospectionGetInfoRequest::default();
+    let info = home.operator.introspection().get_info(request).await?;
+    let addresses = info.into_inner().addresses;
+    let address = addresses.iter().find_map(|text| text.strip_prefix("tls:"));
+    Ok(address.context("it speaks TLS")?.parse()?)
+}
+
+async fn join(home: &Home, plugin: &str) -> Result<Enrolled> {
+    let request = v1::AccessInviteRequest {
+        plugin: plugin.to_owned(),
+        ..Default::default()
+    };
+    let invited = home.operator.access().invite(request).await?.into_inner();
+    let invitation = invited.join.parse().context("a join string")?;
+    // One attempt a second is allowed from one address.
+    loop {
+        match core_tls::join(&invitation).await {
+            Ok((enrolled, _)) => return Ok(enrolled),
+            Err(EnrollError::Refused(status)) if status.code() == Code::ResourceExhausted => {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            Err(error) => return Err(error).context("joined"),
+        }
+    }
+}
+
+fn tls(enrolled: &Enrolled) -> Result<ClientTls> {
+    let identity = (
+        enrolled.certificate_pem.as_bytes(),
+        enrolled.key_pem.as_bytes(),
+    );
+    Ok(ClientTls::from_pem(
+        enrolled.ca_pem.as_bytes(),
+        Some(identity),
+    )?)
+}
+
+/// Whether a new connection with this certificate gets a channel.
+async fn opens(home: &Home, enrolled: &Enrolled) -> Result<Result<(), Status>> {
+    let client = Client::over_tls(tls_address(home).await?, tls(enrolled)?);
+    match RawPlugin::open(&client, Hello::ready()).await {
+        Ok(plugin) => {
+            plugin.bye("done").await;
+            plugin.close().await;
+            Ok(Ok(()))
+        }
+        Err(refused) => Ok(Err(refused)),
+    }
+}
+
+async fn renew(home: &Home, enrolled: &Enrolled) -> Result<Result<(), EnrollError>> {
+    let addresses = [tls_address(home).await?.to_string()];
+    let renewed = core_tls::renew(&addresses, &tls(enrolled)?, &enrolled.key_pem).await;
+    Ok(renewed.map(drop))
 }
 
 fn plugins() -> [crate::home::PluginFile; 2] {

@@ -186,6 +186,8 @@ pub struct Tls {
     pub authority: Authority,
     /// Where plugins on other machines reach the core, likeliest first.
     pub addresses: Vec<String>,
+    /// Life of a plugin's certificate.
+    pub certificate_life: Duration,
 }
 
 impl Access {
@@ -328,11 +330,15 @@ impl Access {
         request: &[u8],
         label: &str,
     ) -> Result<Identity, Error> {
-        let authority = &self.tls()?.authority;
+        let Tls {
+            authority,
+            certificate_life,
+            ..
+        } = self.tls()?;
         let now = SystemTime::now();
         let known = store.content.clock;
         // Devices must not be locked out once the clock is right.
-        let issued = authority.sign(request, plugin, at_least(now, known))?;
+        let issued = authority.sign(request, plugin, at_least(now, known), *certificate_life)?;
         let record = Record {
             plugin: Some(plugin.to_string()),
             label: label.to_owned(),
@@ -347,7 +353,7 @@ impl Access {
             certificate_pem: issued.pem,
             ca_pem: authority.bundle_pem().to_owned(),
             expires_at,
-            renew_at: expires_at - authority::CERTIFICATE_LIFE / 3,
+            renew_at: expires_at - *certificate_life / 3,
         })
     }
 

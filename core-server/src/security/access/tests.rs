@@ -24,6 +24,7 @@ impl Home {
         let tls = Tls {
             authority,
             addresses: vec!["core.lan:7443".to_owned()],
+            certificate_life: Duration::from_secs(24 * 3_600),
         };
         let access = Access::open(directory.path(), credentials.clone(), Some(tls));
         Self {

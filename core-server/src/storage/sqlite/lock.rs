@@ -53,7 +53,7 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), OpenError> {
 }
 
 /// Gives a file another name in its directory, if nothing has that name yet: `AlreadyExists`.
-pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(in crate::storage) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => rename_reserved(from, to),
         result => result.map_err(io::Error::from),

@@ -15,7 +15,7 @@
 
 mod backup;
 mod connection;
-mod lock;
+pub(super) mod lock;
 pub mod offline;
 mod read;
 mod room;

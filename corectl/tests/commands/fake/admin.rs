@@ -57,7 +57,10 @@ impl StorageAdmin for Shared {
         &self,
         request: Request<StorageAdminBackupRequest>,
     ) -> Result<Response<StorageAdminBackupResponse>, Status> {
-        let path = request.into_inner().path;
+        let StorageAdminBackupRequest { mut path, home } = request.into_inner();
+        if home {
+            path.push_str(" with home");
+        }
         if path == "/taken.db" {
             let message = "/taken.db is there already";
             return Err(refusal(Code::AlreadyExists, "FILE_EXISTS", message, &[]));
