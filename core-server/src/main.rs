@@ -7,6 +7,7 @@ mod serve;
 use std::process;
 
 use core_server::config::{self, Candidate};
+use core_server::init::Tokens;
 use core_server::supervisor::custody;
 use core_server::telemetry::logging;
 
@@ -47,9 +48,15 @@ fn start() -> Result<ExitCode, ExitCode> {
             let loaded = cli.load(&cwd()?)?;
             Ok(databases::restore(&backup, &loaded.config.storage.path))
         }
-        Command::Init { name, plugin, json } => {
+        Command::Init {
+            name,
+            plugin,
+            tokens,
+            json,
+        } => {
             let form = if json { InitForm::Json } else { InitForm::Text };
-            cli.init(&cwd()?, &name, &plugin, form)?;
+            let tokens = tokens.as_deref().map_or(Tokens::Kept, Tokens::HandedOut);
+            cli.init(&cwd()?, &name, &plugin, tokens, form)?;
             Ok(ExitCode::Clean)
         }
         Command::Health { addr } => {
