@@ -3,6 +3,7 @@
 mod cli;
 mod databases;
 mod serve;
+mod systemd;
 
 use std::process;
 
