@@ -39,6 +39,10 @@ pub(crate) enum Command {
         /// Make a token for this plugin too, in data/security/NAME.token; may be given several times
         #[arg(long, value_name = "NAME")]
         plugin: Vec<String>,
+        /// Put them in DIR/NAME/token instead, and whom the plugin is to trust in DIR/NAME/ca.pem: a
+        /// directory for each container to see
+        #[arg(long, value_name = "DIR", requires = "plugin")]
+        tokens: Option<PathBuf>,
         /// Print what was made and what was there as JSON
         #[arg(long)]
         json: bool,
@@ -132,6 +136,7 @@ impl Cli {
         cwd: &Path,
         names: &[String],
         plugins: &[String],
+        tokens: init::Tokens<'_>,
         form: InitForm,
     ) -> Result<(), ExitCode> {
         let failed = |error: init::Error| {
@@ -147,7 +152,7 @@ impl Cli {
         let file = cwd.join(self.flags.config.as_deref().unwrap_or("core.toml"));
         let mut items = vec![init::configuration(&file, names).map_err(failed)?];
         let loaded = self.load(cwd)?;
-        items.extend(init::init(&loaded.config, &plugins).map_err(failed)?);
+        items.extend(init::init(&loaded.config, &plugins, tokens).map_err(failed)?);
         let mut text = String::new();
         for item in &items {
             let path = item.path.display().to_string();

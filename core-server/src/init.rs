@@ -45,7 +45,8 @@ pub enum Error {
 /// One thing that a core needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// What it is: "configuration", "directory", "ca", "certificate", "operator_token", "plugin_token".
+    /// What it is: "configuration", "directory", "ca", "certificate", "operator_token", "plugin_token",
+    /// "plugin_ca".
     pub what: &'static str,
     /// Where it is.
     pub path: PathBuf,
@@ -93,31 +94,37 @@ tls = [\"0.0.0.0:7443\"]
 NAMES
 ";
 
+/// Where the tokens of plugins go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tokens<'a> {
+    /// To the core's own secrets: `data/security/NAME.token`.
+    Kept,
+    /// To this directory: `NAME/token`, and `NAME/ca.pem`, whom that plugin is to trust. Each plugin can
+    /// so be shown its own directory and no other, as containers are.
+    HandedOut(&'a Path),
+}
+
 /// Makes the directories, the certificates, a token for operators and one for each of `plugins`, each in
 /// a file that only this user can read.
 ///
 /// # Errors
 /// [`Error`].
-pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error> {
+pub fn init(
+    config: &Config,
+    plugins: &[PluginName],
+    tokens: Tokens<'_>,
+) -> Result<Vec<Item>, Error> {
+    let handed_out = |plugin: &PluginName| match tokens {
+        Tokens::Kept => None,
+        Tokens::HandedOut(directory) => Some(directory.join(plugin.as_str())),
+    };
     let mut items = Vec::new();
-    for directory in [&config.plugins_dir, &config.data_dir] {
-        let made = if directory.is_dir() {
-            Made::Before
-        } else {
-            Made::Now
-        };
-        let failed = |source| Error::File {
-            path: directory.clone(),
-            source,
-        };
-        let mut builder = DirBuilder::new();
-        let built = builder.recursive(true).mode(0o700).create(directory);
-        built.map_err(failed)?;
-        items.push(Item {
-            what: "directory",
-            path: directory.clone(),
-            made,
-        });
+    let directories = [config.plugins_dir.clone(), config.data_dir.clone()];
+    for directory in directories
+        .into_iter()
+        .chain(plugins.iter().filter_map(handed_out))
+    {
+        items.push(make_directory(directory)?);
     }
     let security = config.data_dir.join("security");
     let certificates: &[_] = match config.listen.tls_certificate {
@@ -141,7 +148,10 @@ pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error>
     }
     let operator = (None, "operator_token", security.join("operator.token"));
     let of_plugin = |plugin: &PluginName| {
-        let path = security.join(format!("{plugin}.token"));
+        let path = match handed_out(plugin) {
+            Some(directory) => directory.join("token"),
+            None => security.join(format!("{plugin}.token")),
+        };
         (Some(plugin.clone()), "plugin_token", path)
     };
     let wanted: Vec<_> = std::iter::once(operator)
@@ -169,7 +179,52 @@ pub fn init(config: &Config, plugins: &[PluginName]) -> Result<Vec<Item>, Error>
         };
         items.push(Item { what, path, made });
     }
+    for directory in plugins.iter().filter_map(handed_out) {
+        items.push(hand_out_ca(
+            &security.join("ca.pem"),
+            directory.join("ca.pem"),
+        )?);
+    }
     Ok(items)
+}
+
+fn make_directory(path: PathBuf) -> Result<Item, Error> {
+    let made = if path.is_dir() {
+        Made::Before
+    } else {
+        Made::Now
+    };
+    let mut builder = DirBuilder::new();
+    let built = builder.recursive(true).mode(0o700).create(&path);
+    match built {
+        Ok(()) => Ok(Item {
+            what: "directory",
+            path,
+            made,
+        }),
+        Err(source) => Err(Error::File { path, source }),
+    }
+}
+
+/// Copies the CA's certificate where a plugin sees it. One that is there may be of an earlier CA.
+fn hand_out_ca(ca: &Path, path: PathBuf) -> Result<Item, Error> {
+    let failed = |path: &Path, source| Error::File {
+        path: path.to_owned(),
+        source,
+    };
+    let current = fs::read(ca).map_err(|source| failed(ca, source))?;
+    let made = if fs::read(&path).is_ok_and(|there| there == current) {
+        Made::Before
+    } else {
+        write_atomically(&path, &current, Outlives::Power)
+            .map_err(|source| failed(&path, source))?;
+        Made::Now
+    };
+    Ok(Item {
+        what: "plugin_ca",
+        path,
+        made,
+    })
 }
 
 fn lock(config: &Config) -> Result<DirectoryLock, Error> {
@@ -209,7 +264,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let config = Config::for_tests(home.path());
         let plugins = [PluginName::parse("shed").expect("good name")];
-        let first = init(&config, &plugins).expect("made");
+        let first = init(&config, &plugins, Tokens::Kept).expect("made");
         assert!(first.iter().all(|item| item.made == Made::Now), "{first:?}");
         let token = home.path().join("data/security/shed.token");
         let before = fs::read_to_string(&token).expect("there");
@@ -220,7 +275,7 @@ mod tests {
                 .mode();
             assert_eq!(mode & 0o077, 0, "{item:?}");
         }
-        let again = init(&config, &plugins).expect("there");
+        let again = init(&config, &plugins, Tokens::Kept).expect("there");
         assert!(
             again.iter().all(|item| item.made == Made::Before),
             "{again:?}"
@@ -229,11 +284,40 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_is_handed_its_token_and_the_ca_in_a_directory_of_its_own() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = Config::for_tests(home.path());
+        let plugins = ["shed", "attic"].map(|name| PluginName::parse(name).expect("good name"));
+        let out = home.path().join("out");
+        let made = init(&config, &plugins, Tokens::HandedOut(&out)).expect("made");
+        assert!(made.iter().all(|item| item.made == Made::Now), "{made:?}");
+        let read = |path: &str| fs::read_to_string(home.path().join(path)).expect("there");
+        let (shed, attic) = (read("out/shed/token"), read("out/attic/token"));
+        assert_ne!(shed, attic);
+        assert!(!home.path().join("data/security/shed.token").exists());
+        assert_eq!(read("out/shed/ca.pem"), read("data/security/ca.pem"));
+
+        // An earlier CA's gives way; the token stays.
+        fs::write(out.join("shed/ca.pem"), "another").expect("written");
+        let again = init(&config, &plugins, Tokens::HandedOut(&out)).expect("there");
+        let renewed: Vec<_> = again
+            .iter()
+            .filter(|item| item.made == Made::Now)
+            .map(|item| item.path.clone())
+            .collect();
+        assert_eq!(renewed, [out.join("shed/ca.pem")]);
+        assert_eq!(read("out/shed/ca.pem"), read("data/security/ca.pem"));
+        assert_eq!(read("out/shed/token"), shed);
+    }
+
+    #[test]
     fn while_a_core_runs_it_is_asked_for_tokens() {
         let home = tempfile::tempdir().expect("a directory");
         let config = Config::for_tests(home.path());
         let _core = DirectoryLock::take(&config.data_dir).expect("free");
-        let error = init(&config, &[]).expect_err("in use").to_string();
+        let error = init(&config, &[], Tokens::Kept)
+            .expect_err("in use")
+            .to_string();
         assert!(error.contains("corectl tokens create"), "{error}");
     }
 

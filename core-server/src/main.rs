@@ -3,10 +3,12 @@
 mod backups;
 mod cli;
 mod serve;
+mod systemd;
 
 use std::process;
 
 use core_server::config::{self, Candidate};
+use core_server::init::Tokens;
 use core_server::supervisor::custody;
 use core_server::telemetry::logging;
 
@@ -47,11 +49,17 @@ fn start() -> Result<ExitCode, ExitCode> {
             backup,
             keep_configuration,
         } => backups::restore(&cli.flags, &cwd()?, &backup, keep_configuration),
-        Command::Init { name, plugin, json } => {
+        Command::Init {
+            name,
+            plugin,
+            tokens,
+            json,
+        } => {
             let form = if json { InitForm::Json } else { InitForm::Text };
             let cwd = cwd()?;
             backups::finish_restore(&cli.flags, &cwd)?;
-            cli.init(&cwd, &name, &plugin, form)?;
+            let tokens = tokens.as_deref().map_or(Tokens::Kept, Tokens::HandedOut);
+            cli.init(&cwd, &name, &plugin, tokens, form)?;
             Ok(ExitCode::Clean)
         }
         Command::Health { addr } => {

@@ -16,6 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::cli::ExitCode;
+use crate::systemd::Systemd;
 
 /// How long the probe waits for an answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,6 +30,7 @@ pub(crate) async fn run(
     log: logging::Control,
 ) -> ExitCode {
     keep_to_itself();
+    let systemd = Systemd::from_environment(&config::process_environment());
     let shutdown_timeout = loaded.config.shutdown_timeout;
     let signals = signal(SignalKind::terminate()).and_then(|terminate| {
         Ok((
@@ -74,20 +76,27 @@ pub(crate) async fn run(
         tls = ?runtime.tls_addresses(),
         "serving"
     );
+    systemd.ready();
     let reloading = async {
         // Several signals that come while one is heeded count as one: each reads everything.
         while hangup.recv().await.is_some() {
+            systemd.reloading();
             if let Err(error) = runtime.load_and_reload().await {
                 tracing::error!("SIGHUP: {}", chain(&error));
             }
+            systemd.ready();
         }
         std::future::pending().await
     };
+    let manager = runtime.plugin_manager();
+    let watchdog = systemd.feed_watchdog(async || manager.takes_its_turn().await);
     let signal = tokio::select! {
         signal = stop() => signal,
+        never = watchdog => match never {},
         () = reloading => unreachable!("it never completes"),
     };
     tracing::info!(signal, "stopping");
+    systemd.stopping();
     let hurry = async {
         let signal = stop().await;
         tracing::warn!(signal, "stopping without grace");

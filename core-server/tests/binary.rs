@@ -2,6 +2,8 @@
 
 #[path = "binary/core.rs"]
 mod core_process;
+#[path = "binary/upgrade.rs"]
+mod upgrade;
 
 use std::time::Duration;
 
@@ -37,6 +39,42 @@ async fn it_boots_to_serving_and_a_sigterm_ends_it_cleanly_in_time() {
         assert!(!core.path("data/run/core.sock").exists());
         assert!(!core.path("data/run/operator.sock").exists());
     }
+}
+
+#[tokio::test]
+async fn systemd_is_told_how_the_core_is() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = place.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set");
+    let next = || {
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).expect("it tells in time");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let until = |wanted: &str| {
+        loop {
+            match next() {
+                told if told == wanted => return,
+                told => assert_eq!(told, "WATCHDOG=1", "before {wanted}"),
+            }
+        }
+    };
+    let path = path.to_str().expect("it is text").to_owned();
+    let mut core = Core::new()
+        .env("NOTIFY_SOCKET", path.leak())
+        .env("WATCHDOG_USEC", "200000");
+    core.boot().await;
+    assert_eq!(next(), "READY=1");
+    for _ in 0..3 {
+        assert_eq!(next(), "WATCHDOG=1");
+    }
+    core.signal(Signal::HUP);
+    until("RELOADING=1");
+    until("READY=1");
+    core.signal(Signal::TERM);
+    until("STOPPING=1");
+    assert_eq!(core.end().code, Some(CLEAN));
 }
 
 #[tokio::test]

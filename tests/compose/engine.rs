@@ -3,18 +3,15 @@
 //!
 //! Every command ends in time: `timeout` runs it.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, bail};
 
 /// Bounds any one command; building images takes longest.
 const COMMAND_SECONDS: &str = "900";
-/// Bounds the wait for a container to become healthy.
-const HEALTHY: Duration = Duration::from_secs(120);
 /// Label of images that have no name (`deploy/Dockerfile`).
 const BUILT_FOR: &str = "core-runtime.built-for";
 
@@ -24,8 +21,8 @@ pub(crate) struct Engine {
     /// `docker compose` or `docker-compose`.
     compose: Vec<&'static str>,
     project: String,
-    context: RefCell<PathBuf>,
-    environment: RefCell<BTreeMap<String, String>>,
+    /// The directory of the compose file, and the variables that it is given; empty until it is made.
+    used: Mutex<(PathBuf, BTreeMap<String, String>)>,
 }
 
 impl Engine {
@@ -39,8 +36,7 @@ impl Engine {
         Ok(Self {
             compose: compose.context("neither `docker compose` nor `docker-compose`")?,
             project: format!("coretest{}", std::process::id()),
-            context: RefCell::default(),
-            environment: RefCell::default(),
+            used: Mutex::default(),
         })
     }
 
@@ -51,20 +47,23 @@ impl Engine {
 
     /// From here on compose works on the file in `directory`.
     pub(crate) fn use_context(&self, directory: &Path, environment: BTreeMap<String, String>) {
-        *self.context.borrow_mut() = directory.to_owned();
-        *self.environment.borrow_mut() = environment;
+        *self.used.lock().expect("no panic inside") = (directory.to_owned(), environment);
+    }
+
+    fn used(&self) -> (PathBuf, BTreeMap<String, String>) {
+        self.used.lock().expect("no panic inside").clone()
     }
 
     /// Runs compose on our project.
     pub(crate) fn compose(&self, arguments: &[&str]) -> Result<String> {
-        let context = self.context.borrow();
+        let (context, environment) = self.used();
         let mut command = Command::new(self.compose[0]);
         command
             .args(&self.compose[1..])
             .args(["--project-name", &self.project])
             .args(arguments)
-            .current_dir(context.as_path())
-            .envs(self.environment.borrow().iter());
+            .current_dir(context)
+            .envs(environment);
         run(&mut command)
     }
 
@@ -73,27 +72,39 @@ impl Engine {
         run(Command::new("docker").args(arguments))
     }
 
-    /// Runs a command in a service's container once that is healthy; gives its standard output.
-    pub(crate) fn exec_when_healthy(&self, service: &str, command: &[&str]) -> Result<String> {
+    /// Runs a command in a service's container; gives its standard output.
+    pub(crate) fn exec(&self, service: &str, command: &[&str]) -> Result<String> {
         let container = self.container(service)?;
-        let begun = Instant::now();
-        // The engine looks every few seconds; there is nothing to wait on.
-        while self.inspect(&container, "{{.State.Health.Status}}")? != "healthy" {
-            if begun.elapsed() > HEALTHY {
-                bail!("{service} is not healthy after {HEALTHY:?}");
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
         self.docker(&[&["exec", &container], command].concat())
+    }
+
+    /// What runs in a service's container, as columns of `ps`, without a headline.
+    pub(crate) fn processes(&self, service: &str, columns: &str) -> Result<Vec<String>> {
+        let container = self.container(service)?;
+        let listed = self.docker(&["top", &container, "-eo", columns])?;
+        Ok(listed.lines().skip(1).map(str::to_owned).collect())
+    }
+
+    /// What `docker inspect` says of a service's container.
+    pub(crate) fn inspect(&self, service: &str, format: &str) -> Result<String> {
+        let container = self.container(service)?;
+        let said = self.docker(&["inspect", "--format", format, &container])?;
+        Ok(said.trim().to_owned())
     }
 
     /// How a stopped service ended.
     pub(crate) fn exit_code(&self, service: &str) -> Result<i32> {
-        let code = self.inspect(&self.container(service)?, "{{.State.ExitCode}}")?;
+        let code = self.inspect(service, "{{.State.ExitCode}}")?;
         code.parse().context("no exit code")
     }
 
-    fn container(&self, service: &str) -> Result<String> {
+    /// The network of the plugins.
+    pub(crate) fn network(&self) -> String {
+        format!("{}_plugins", self.project)
+    }
+
+    /// The id of a service's container.
+    pub(crate) fn container(&self, service: &str) -> Result<String> {
         let project = format!("label=com.docker.compose.project={}", self.project);
         let service_label = format!("label=com.docker.compose.service={service}");
         let filters = ["--filter", &project, "--filter", &service_label];
@@ -104,16 +115,9 @@ impl Engine {
             .to_owned())
     }
 
-    fn inspect(&self, container: &str, format: &str) -> Result<String> {
-        Ok(self
-            .docker(&["inspect", "--format", format, container])?
-            .trim()
-            .to_owned())
-    }
-
     /// Shows what the containers wrote.
     pub(crate) fn show_logs(&self) {
-        if self.context.borrow().as_os_str().is_empty() {
+        if self.used().0.as_os_str().is_empty() {
             return;
         }
         for arguments in [
@@ -129,7 +133,7 @@ impl Engine {
 
     /// Removes everything of our project.
     pub(crate) fn clean(&self) -> Result<()> {
-        if !self.context.borrow().as_os_str().is_empty() {
+        if !self.used().0.as_os_str().is_empty() {
             self.compose(&["down", "--volumes", "--remove-orphans", "--timeout", "15"])?;
         }
         let label = format!("label={BUILT_FOR}={}", self.project);
@@ -146,7 +150,7 @@ impl Engine {
     }
 
     /// Names of our images.
-    fn images(&self) -> Result<Vec<String>> {
+    pub(crate) fn images(&self) -> Result<Vec<String>> {
         let pattern = format!("reference={}/*", self.project);
         let format = "{{.Repository}}:{{.Tag}}";
         let found = self.docker(&["image", "ls", "--filter", &pattern, "--format", format])?;

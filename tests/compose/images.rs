@@ -14,18 +14,41 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::engine::{Engine, run};
+use crate::step;
 
-/// What the Dockerfile's commands and the making of tokens use.
-const TOOLS: [&str; 9] = ["sh", "cat", "chown", "cp", "env", "mkdir", "od", "rm", "tr"];
+/// What the Dockerfile's commands, `ownership` and this test use.
+const TOOLS: [&str; 8] = ["sh", "cat", "chown", "cp", "env", "mkdir", "rm", "sleep"];
 /// Binaries that go into images.
-const BINARIES: [&str; 3] = ["core-server", "corectl", "devices"];
+const BINARIES: [&str; 6] = [
+    "core-server",
+    "corectl",
+    "automation",
+    "devices",
+    "host_sensors",
+    "notifications",
+];
 /// Parts of the repository that the images are made from.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     "docker-compose.yml",
     "deploy",
     "proto",
+    "examples/home",
     "examples/raw/python",
 ];
+/// Where in the context the binaries are.
+const PREBUILT: &str = "prebuilt";
+/// Names a directory with other binaries than those of the tests' profile: `cargo xtask dist` makes one.
+const OTHER_BINARIES: &str = "COMPOSE_BINARIES";
+/// Only what this test does happens: nobody moves, no lamp goes off by itself, and any use of memory
+/// deserves a warning.
+const STILL: &str = "
+[plugins.devices.config]
+motion_every_ms = 0
+[plugins.automation.config]
+lamp_off_after_seconds = 86400
+[plugins.host_sensors.config]
+thresholds.memory_percent = 0.0
+";
 /// Parts of a Python library that no image needs.
 const UNUSED: [&str; 7] = [
     "__pycache__",
@@ -52,7 +75,7 @@ impl Images {
         let python = format!("{}/base:python", engine.project());
         let root = scratch.join("root");
 
-        println!("compose: bases of this machine's own files");
+        step("bases of this machine's own files");
         plain_root(&root, &context)?;
         import(engine, &root, &plain, &[])?;
         let requirements = repository.join("examples/raw/python/requirements.txt");
@@ -67,6 +90,7 @@ impl Images {
             ("RUST_IMAGE", &plain),
             ("BASE_IMAGE", &plain),
             ("PYTHON_IMAGE", &python),
+            ("BINARIES", PREBUILT),
             // The builder that needs no plugin; `docker compose` has its own.
             ("DOCKER_BUILDKIT", "0"),
         ];
@@ -88,7 +112,7 @@ impl Images {
     }
 }
 
-/// The repository as far as the images need it, with the binaries in `prebuilt/`.
+/// The repository as far as the images need it, with the binaries in [`PREBUILT`].
 fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
     renew(context)?;
     for source in SOURCES {
@@ -102,7 +126,10 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
             .status();
         ensure!(copied?.success(), "cannot copy {source}");
     }
-    let prebuilt = context.join("prebuilt");
+    let core = context.join("deploy/core.toml");
+    let text = fs::read_to_string(&core)? + STILL;
+    fs::write(&core, text).context("cannot configure the core")?;
+    let prebuilt = context.join(PREBUILT);
     fs::create_dir(&prebuilt)?;
     let built = built()?;
     for binary in BINARIES {
@@ -116,7 +143,7 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
         fs::copy(&from, &to).with_context(|| from.display().to_string())?;
         // Debug information is most of a binary; without the tool the images are only larger.
         if let Err(error) = run(Command::new("strip").arg(&to)) {
-            println!("compose: not stripped: {error:#}");
+            println!("not stripped: {error:#}");
         }
     }
     Ok(context.to_owned())
@@ -124,6 +151,9 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
 
 /// Where cargo puts binaries: this test is in its `deps/`.
 fn built() -> Result<PathBuf> {
+    if let Some(other) = std::env::var_os(OTHER_BINARIES) {
+        return Ok(other.into());
+    }
     let test = std::env::current_exe().context("this test has no path")?;
     let directory = test.parent().and_then(Path::parent);
     Ok(directory
@@ -145,7 +175,7 @@ fn plain_root(root: &Path, context: &Path) -> Result<()> {
         needed.extend(libraries(Path::new(&path))?);
     }
     for binary in BINARIES {
-        needed.extend(libraries(&context.join("prebuilt").join(binary))?);
+        needed.extend(libraries(&context.join(PREBUILT).join(binary))?);
     }
     copy_libraries(root, &needed)
 }

@@ -1,26 +1,37 @@
-//! `docker-compose.yml` on a real engine: brought up from images that are built here, called through,
-//! stopped, started, and taken down without a trace.
+//! `docker-compose.yml` on a real engine: brought up from images that are built here, played through,
+//! broken in every way that an engine offers, and taken down without a trace.
 //!
 //! Ignored unless asked for, since it needs a docker engine; `cargo xtask test compose` asks for it
 //! where there is one. Needs no image from elsewhere: the bases are made of this machine's own files
-//! (`images.rs`). Binaries of the workspace must be built.
+//! (`images.rs`). Binaries of the workspace must be built; `COMPOSE_BINARIES` names a directory with
+//! others. What is measured stands in `compose/results.json` of the target directory.
+//!
+//! One test, since one stack serves all of it: bringing one up is most of the time.
 
 #![expect(clippy::print_stdout, reason = "a long test says how far it is")]
 
+mod children;
 mod engine;
+mod faults;
+mod figures;
 mod images;
+mod scene;
+mod stack;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Instant, SystemTime};
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::engine::Engine;
+use crate::figures::Figures;
 use crate::images::Images;
+use crate::stack::{PLUGINS, Stack};
 
 #[test]
 #[ignore = "needs a docker engine: cargo xtask test compose"]
-fn the_compose_file_brings_up_a_core_and_two_plugins_and_leaves_nothing() {
+fn the_compose_file_holds_what_it_promises_and_leaves_nothing() {
     let engine = match Engine::find() {
         Ok(engine) => engine,
         Err(missing) => {
@@ -45,87 +56,78 @@ fn the_compose_file_brings_up_a_core_and_two_plugins_and_leaves_nothing() {
 }
 
 fn play(engine: &Engine) -> Result<()> {
-    let images = Images::prepare(engine, &repository(), &scratch()?)?;
+    let scratch = scratch()?;
+    let figures = Figures::default();
+    let images = Images::prepare(engine, &repository(), &scratch)?;
     engine.use_context(images.context(), images.environment());
     step("build");
-    engine.compose(&["build"])?;
-    step("up");
-    engine.compose(&["up", "-d"])?;
-    step("both plugins are STARTED");
-    started(engine)?;
+    engine.compose(&["--profile", "children", "build"])?;
+    let played = acts(engine, &figures);
+    figures.write(&scratch.join("results.json"))?;
+    played?;
+    let broken = figures.broken();
+    if !broken.is_empty() {
+        bail!("promises were broken: {}", broken.join("; "));
+    }
+    Ok(())
+}
 
-    step("calls");
-    let lamp = call(
+fn acts(engine: &Engine, figures: &Figures) -> Result<()> {
+    let stack = Stack {
         engine,
-        &["devices.turn_on", "device_id=lamp_hall", "level:=40"],
-    )?;
-    ensure!(
-        lamp["on"] == true && lamp["level"] == 40,
-        "the lamp is {lamp}"
-    );
-    let night = call(engine, &["sunlight.now", "hour:=23"])?;
-    ensure!(night["period"] == "night", "at 23 o'clock it says {night}");
-
-    step("events");
-    let tail = |topic| {
-        let since = ["events", "tail", topic, "--since", "oldest", "--count", "1"];
-        corectl(engine, &since)
+        core: "core",
     };
-    let changed = tail("devices.changed")?;
-    ensure!(changed["subject"] == "lamp_hall", "the event is {changed}");
-    let told = tail("sunlight.changed")?;
-    ensure!(told["source"] == "sunlight", "the event is {told}");
+    step("up");
+    let from = SystemTime::now();
+    engine.compose(&["up", "-d"])?;
+    let took = stack.all_started(&PLUGINS, from)?;
+    figures.measured("up: all STARTED after", took.as_secs_f64(), "s");
+    step("everything is closed");
+    scene::everything_is_closed(&stack)?;
+    step("the scene");
+    scene::play(&stack)?;
+    scene::lamp_is_kept(&stack)?;
+    faults::idle(&stack, figures)?;
 
-    step("the core stops by itself within its grace, and finds its data again");
-    engine.compose(&["stop", "core"])?;
-    let code = engine.exit_code("core")?;
-    ensure!(code == 0, "the core ended with {code}");
-    engine.compose(&["start", "core"])?;
-    started(engine)?;
-    let lamps = call(engine, &["devices.list"])?;
-    let stored = corectl(engine, &["storage", "get", "devices", "lamp/lamp_hall"])?;
-    ensure!(stored.to_string().contains("40"), "stored: {stored}");
+    faults::of_plugins(&stack, figures)?;
+    faults::of_the_core(&stack, figures)?;
+    step("a plugin is replaced by a newer image");
+    faults::replaced(&stack, figures)?;
+
+    step("down and up: the volumes stay");
+    for service in PLUGINS {
+        let took = stack.stop(service)?;
+        figures.at_most(
+            format!("{service}: docker stop"),
+            took.as_secs_f64(),
+            "s",
+            10.0,
+        );
+    }
+    let took = stack.stop("core")?;
+    figures.at_most("core: docker stop", took.as_secs_f64(), "s", 15.0);
+    engine.compose(&["down"])?;
     ensure!(
-        lamps.to_string().contains("\"level\":40"),
-        "the lamps are {lamps}"
+        engine.container("core").is_err(),
+        "the core's container is still there"
     );
-
-    step("down");
+    engine.compose(&["up", "-d"])?;
+    stack.all_started(&PLUGINS, SystemTime::now())?;
+    scene::lamp_is_kept(&stack)?;
     engine.compose(&["stop"])?;
-    for service in ["core", "devices"] {
+    for service in PLUGINS.into_iter().chain(["core"]) {
         let code = engine.exit_code(service)?;
         ensure!(code == 0, "{service} ended with {code}");
     }
-    Ok(())
+
+    step("the profile of children");
+    children::play(engine, figures)
 }
 
-fn started(engine: &Engine) -> Result<()> {
-    for plugin in ["plugin/devices", "plugin/sunlight"] {
-        corectl(
-            engine,
-            &["wait", plugin, "--for", "started", "--timeout", "90s"],
-        )?;
-    }
-    Ok(())
-}
-
-fn call(engine: &Engine, call: &[&str]) -> Result<Value> {
-    let waiting = [&["services", "call", "--wait", "--timeout", "60s"], call].concat();
-    Ok(corectl(engine, &waiting)?["result"].take())
-}
-
-/// What `corectl` in the core's container says, as JSON.
-fn corectl(engine: &Engine, arguments: &[&str]) -> Result<Value> {
-    // The core may be on its way up, and `corectl` with it: `core-server health` says when.
-    let output = engine.exec_when_healthy("core", &[&["corectl", "--json"], arguments].concat())?;
-    // Streams say more than one thing; what was asked for comes last.
-    let line = output.trim().lines().last().unwrap_or_default();
-    serde_json::from_str(if line.is_empty() { "null" } else { line })
-        .with_context(|| format!("corectl {}: not JSON: {line}", arguments.join(" ")))
-}
-
-fn step(what: &str) {
-    println!("compose: {what}");
+/// Says what comes next, and how long everything took so far.
+pub(crate) fn step(what: &str) {
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    println!("compose: {:5.1} s  {what}", BEGUN.elapsed().as_secs_f64());
 }
 
 fn repository() -> PathBuf {
@@ -134,7 +136,8 @@ fn repository() -> PathBuf {
 
 /// A directory for what is made here, under cargo's target directory.
 fn scratch() -> Result<PathBuf> {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("compose");
+    let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let directory = temporary.with_file_name("compose");
     std::fs::create_dir_all(&directory).context("cannot make a directory")?;
     Ok(directory)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`, `cargo xtask faults`, `cargo xtask bench` and `cargo demo`: orchestration of what the other crates
+//! `cargo xtask test`, `faults`, `bench`, `dist`, and `cargo demo`: orchestration of what the other crates
 //! offer, and the rules of this repository as pure checks. Nothing here ships.
 //!
 //! | job | where |
@@ -10,12 +10,15 @@
 //! | licences of dependencies | `licences.rs`; bans and sources: `bans.rs`; what is allowed: `deny.toml` |
 //! | the bench; its rows are `bench/` | `bench.rs` |
 //! | the demo and its scripted scene | `demo/` |
+//! | what ships | `dist.rs` |
+//! | the units of systemd | `units.rs` |
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
 mod bans;
 mod bench;
 mod demo;
+mod dist;
 mod faults;
 mod fuzz;
 mod licences;
@@ -23,6 +26,7 @@ mod proto_lint;
 mod rules;
 mod steps;
 mod suite;
+mod units;
 mod workspace;
 
 use std::process::ExitCode;
@@ -53,6 +57,8 @@ enum Task {
     Faults(faults::Options),
     /// Measures the core beside its peers, and prints one table.
     Bench(bench::Options),
+    /// Builds what ships: stripped binaries, checksums, dependencies and their licences.
+    Dist,
     /// Builds and starts a small living home; runs until Ctrl-C.
     Demo {
         /// Plays one scripted scene, checks every step, and ends with 0 or 1.
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
         Task::Test { steps, .. } => suite::run(&workspace, &steps),
         Task::Faults(options) => faults::run(&workspace, &options).map(exit_code),
         Task::Bench(options) => bench::run(&workspace, &options).map(exit_code),
+        Task::Dist => dist::run(&workspace).map(|()| ExitCode::SUCCESS),
         Task::Demo { exit } => demo::run(&workspace, demo::Mode::from_flag(exit)),
     });
     match result {

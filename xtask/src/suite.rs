@@ -15,6 +15,7 @@ use crate::licences;
 use crate::proto_lint;
 use crate::rules;
 use crate::steps::{self, Outcome, Step};
+use crate::units;
 use crate::workspace::Workspace;
 
 /// With the tests, so that the features of dependencies are those of the steps after it: a build of
@@ -90,6 +91,12 @@ const STEPS: &[Step] = &[
         about: "everything, tests included",
         needs: &[],
         run: |workspace| steps::command(&mut workspace.cargo(BUILD)),
+    },
+    Step {
+        name: "units",
+        about: "the units of deploy/systemd, verified by systemd",
+        needs: &["build"],
+        run: units::verify,
     },
     Step {
         name: "tests",

@@ -179,6 +179,9 @@ enum Message {
         deadline: Instant,
         reply: oneshot::Sender<Result<PluginInfo, Error>>,
     },
+    TakeTurn {
+        reply: oneshot::Sender<()>,
+    },
     Shutdown {
         deadline: Instant,
         reply: oneshot::Sender<Report>,
@@ -404,6 +407,18 @@ impl PluginManager {
         let sent = self.mailbox.send(message).await;
         sent.map_err(|_| Error::ShuttingDown)?;
         answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// Returns once the worker has taken its turn, which shows that it lives; never after its end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn takes_its_turn(&self) {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.mailbox.send(Message::TakeTurn { reply }).await;
+        if asked.is_err() || answer.await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// How the last runs of a plugin ended that nobody ended on purpose, newest first, at most 20.

@@ -292,6 +292,8 @@ impl Worker {
             Message::ChannelLost { run, channel } => self.channel_lost(&run, channel),
             Message::Reload { manifests, reply } => self.reload(manifests, reply),
             Message::Know { add, remove, reply } => self.know(add, &remove, reply),
+            // Whoever asked may have given up.
+            Message::TakeTurn { reply } => drop(reply.send(())),
             Message::Upgrade {
                 manifest,
                 record,

@@ -23,8 +23,7 @@ def answer(call):  # there is one service only, so `call.service` needs no look
     try:  # named arguments, a JSON object, are all that this service takes
         reply.result = json.dumps(sunlight(**json.loads(call.arguments or b"{}"))).encode()
     except (TypeError, ValueError) as wrong:
-        reply.error.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-        reply.error.message = str(wrong)
+        reply.error.code, reply.error.message = 3, str(wrong)  # INVALID_ARGUMENT
     return wire.PluginMessage(call_response=reply)
 
 def tell_changes(event_bus):
@@ -43,7 +42,9 @@ def tell_changes(event_bus):
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 to_core = queue.SimpleQueue()  # holds no more than the calls that the core lets in at once
 to_core.put(wire.PluginMessage(hello=wire.Hello(services=[SERVICE], ready=True)))
-with grpc.insecure_channel(os.environ["CORE_ADDR"], LOCALHOST) as connection:
+core, ca = os.environ["CORE_ADDR"], os.environ.get("CORE_CA_FILE")  # TLS exactly when there is a CA
+trust = ca and grpc.ssl_channel_credentials(Path(ca).read_bytes())
+with grpc.secure_channel(core, trust) if ca else grpc.insecure_channel(core, LOCALHOST) as connection:
     channel = wire_rpc.PluginChannelStub(connection)
     try:
         for message in channel.Open(iter(to_core.get, None), metadata=CREDENTIAL):
