@@ -160,6 +160,15 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
+    /// Waits until the writer waits for a write: all that it does after the last one is done.
+    #[cfg(test)]
+    pub(super) fn until_at_rest(&self) {
+        // Whoever is woken without a write waits again.
+        while !self.arrived.notify_one() {
+            std::thread::yield_now();
+        }
+    }
+
     /// Refuses what comes from now on. What is queued is still taken.
     pub(super) fn close(&self) {
         self.queue.lock().closed = true;

@@ -275,6 +275,8 @@ pub(super) async fn a_write_right_after_the_clock_was_set_costs_nobody_an_entry(
     set_for(&storage, &space, "old", 10 * MINUTE, None)
         .await
         .expect("writes");
+    // Else it might learn the time after the write before.
+    storage.inner.shared.mailbox.until_at_rest();
     clocks.set_wall(NOW);
     set_for(&storage, &space, "new", 10 * MINUTE, None)
         .await
