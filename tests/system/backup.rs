@@ -122,6 +122,8 @@ async fn a_damaged_or_misplaced_home_is_refused_and_what_is_there_goes_on() {
     let operator = core.start().await;
     operator.store("notes", "a", "1").await.expect("written");
     let directory = core.directory().to_owned();
+    let token = corectl(&core, &["tokens", "create", "--operator"]).await;
+    assert_eq!(token.code, Some(0), "{token:?}");
     let made = corectl(&core, &["backup", "house.tar", "--json"]).await;
     let made: serde_json::Value = serde_json::from_str(&made.stdout).expect("JSON");
     assert_eq!(
@@ -146,8 +148,8 @@ async fn a_damaged_or_misplaced_home_is_refused_and_what_is_there_goes_on() {
         ("altered.tar", &altered[..], "data/security/ca.key"),
         (
             "torn.tar",
-            &whole[..digest.min(whole.len())],
-            "data/security/",
+            &whole[..digest],
+            "data/security/credentials.json",
         ),
     ] {
         fs::write(directory.join(name), bytes).expect("written");
