@@ -108,7 +108,7 @@ fn bench(arguments: &Arguments) -> Result<ExitCode> {
     std::fs::write(&results, serde_json::to_vec_pretty(&list)?).context("results")?;
     let owned: Vec<Entry> = list.into_iter().cloned().collect();
     println!("{}", report::table(&owned));
-    println!("results: {}", results.display());
+    println!("quotas of plugins: none; results: {}", results.display());
     if let Some(file) = &arguments.record {
         let met: report::Met = owned
             .iter()

@@ -102,6 +102,8 @@ reasons! {
     BadPattern = "BAD_PATTERN",
     BatchTooLarge = "BATCH_TOO_LARGE",
     FellBehind = "FELL_BEHIND",
+    RateLimited = "RATE_LIMITED",
+    TooManyConnections = "TOO_MANY_CONNECTIONS",
     TooManySubscriptions = "TOO_MANY_SUBSCRIPTIONS",
     NoSuchService = "NO_SUCH_SERVICE",
     NoProvider = "NO_PROVIDER",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use core_proto::v1::PluginInfo;
 use core_proto::v1::plugin_manager_watch_response::Item;
+use core_server::config::Quota;
 use core_tests::{Client, CoreProcess, patience};
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -71,6 +72,12 @@ impl PluginFile {
     }
 }
 
+/// `[quotas]`, all of them off.
+fn no_quotas() -> String {
+    let keys = Quota::ALL.map(|quota| format!("{} = 0\n", quota.key()));
+    format!("[quotas]\n{}", keys.concat())
+}
+
 /// A running core and its plugins. Dropping it kills the core; [`Self::stop`] ends it in order.
 pub(crate) struct Home {
     core: CoreProcess,
@@ -79,8 +86,14 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// A core that is not started yet.
+    /// A core that is not started yet. Its plugins have no quotas: rows play what a plugin may not do by
+    /// itself.
     pub(crate) fn prepare(core_toml: &str, plugins: &[PluginFile]) -> CoreProcess {
+        Self::prepare_with_quotas(&format!("{core_toml}\n{}", no_quotas()), plugins)
+    }
+
+    /// As [`Self::prepare`], with the quotas that the core has by itself, or that `core_toml` says.
+    pub(crate) fn prepare_with_quotas(core_toml: &str, plugins: &[PluginFile]) -> CoreProcess {
         plugins
             .iter()
             .fold(CoreProcess::new(CORE, core_toml), |core, plugin| {

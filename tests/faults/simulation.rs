@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use core_server::Runtime;
-use core_server::config::{CallPermission, Config, Need};
+use core_server::config::{CallPermission, Config, Need, Quotas};
 use core_server::plugin_manager::{Kind, Manifest};
 use core_server::security::Token;
 use core_server::supervisor::lifecycle::Phase;
@@ -267,6 +267,7 @@ fn token_of(name: &str, seed: u64) -> String {
 
 fn configuration(directory: &Path, seed: u64) -> Config {
     let mut config = Config::for_tests(directory);
+    config.quotas = Quotas::UNLIMITED;
     config.plugins = PEERS
         .iter()
         .zip(PEERS.iter().cycle().skip(1))

@@ -10,7 +10,8 @@ use crate::report::Row;
 use crate::rows::{
     calls, chaos, clock, database, dependencies, descriptors, disk, exits, floods, graph, http2,
     identity, kills, liveness, mutations, network, orphans, output, oversize, policy, power,
-    resources, shutdown, slow_readers, slowloris, soak, start, stop, storm, swizzle, upgrade,
+    quotas, resources, shutdown, slow_readers, slowloris, soak, start, stop, storm, swizzle,
+    upgrade,
 };
 
 /// How a row shares the machine.
@@ -180,6 +181,9 @@ faults! {
     "54" "soak: 90 s at half of the capacity",
         "RSS slope < 1 MiB/h (with --long, 8 h; else no lost object for each operation), descriptors and tasks flat, p99 drift < 20 %",
         Alone 30000 => soak::half_load;
+    "57" "one plugin floods each surface at ten times its quota",
+        "refused with RATE_LIMITED and the true wait; another plugin's p99 on the same surface <= 2x; RSS bounded",
+        Alone 180 => quotas::flood;
 }
 
 /// The row of this id.

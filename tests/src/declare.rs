@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use core_server::config::{CallPermission, Need};
+use core_server::config::{CallPermission, Need, Quota};
 use core_server::plugin_manager::{
     Command, Kind, Manifest, OnLoss, RestartMode, RestartPolicy, Timeouts,
 };
@@ -192,6 +192,13 @@ impl Declared {
             .permissions
             .call
             .push(CallPermission { services, need });
+        self
+    }
+
+    /// `quotas`: one of them.
+    #[must_use]
+    pub fn quota(mut self, quota: Quota, limit: u64) -> Self {
+        self.manifest.quotas.set(quota, limit);
         self
     }
 

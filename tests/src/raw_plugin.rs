@@ -314,12 +314,17 @@ impl RawPlugin {
 
     /// Sends a `Request` frame and returns its id.
     pub async fn send_request(&mut self, method: &str, message: &impl prost::Message) -> u64 {
+        self.send_encoded(method, message.encode_to_vec()).await
+    }
+
+    /// As [`Self::send_request`], of a message that is encoded already.
+    pub async fn send_encoded(&mut self, method: &str, message: impl Into<Bytes>) -> u64 {
         let request_id = self.next_request;
         self.next_request += 1;
         let request = v1::Request {
             request_id,
             method: method.to_owned(),
-            message: message.encode_to_vec().into(),
+            message: message.into(),
             ..Default::default()
         };
         self.send(ToCore::Request(request)).await;

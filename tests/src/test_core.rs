@@ -10,7 +10,7 @@ use std::time::Duration;
 use core_proto::embed::EmbeddedPlugin;
 use core_proto::v1::plugin_manager_watch_response::Item;
 use core_proto::v1::{PluginInfo, PluginState as Shown};
-use core_server::config::{Adapter, Config};
+use core_server::config::{Adapter, Config, Quotas};
 use core_server::supervisor::lifecycle::{Phase, PluginState, is_legal};
 use core_server::{Runtime, RuntimeError, ShutdownReport};
 
@@ -73,6 +73,12 @@ impl TestCoreBuilder {
             .listen
             .tls
             .push(SocketAddr::from(([127, 0, 0, 1], 0)));
+        self
+    }
+
+    /// Bounds plugins as the core does by itself.
+    pub fn default_quotas(mut self) -> Self {
+        self.config.quotas = Quotas::default();
         self
     }
 
@@ -182,13 +188,14 @@ pub struct TestCore {
 }
 
 impl TestCore {
-    /// Begins to make a core: memory, no TCP, no plugins, and little time for its end, since plugins
-    /// that a test plays by hand do not react to it.
+    /// Begins to make a core: memory, no TCP, no plugins, no quotas, since tests go to the bounds of what
+    /// they are about, and little time for its end, since plugins that a test plays by hand do not react to it.
     pub fn builder() -> TestCoreBuilder {
         let scratch = Scratch::new();
         TestCoreBuilder {
             config: Config {
                 shutdown_timeout: SHUTDOWN_TIMEOUT,
+                quotas: Quotas::UNLIMITED,
                 ..Config::for_tests(scratch.path())
             },
             scratch,

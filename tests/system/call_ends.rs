@@ -5,6 +5,7 @@ use core_proto::google::rpc;
 use core_proto::v1::core_message::Message as FromCore;
 use core_proto::v1::plugin_message::Message as ToCore;
 use core_proto::v1::{self, ServiceRegistryCallRequest, response};
+use core_server::config::Quota;
 use core_tests::{Client, Declared, Hello, RawPlugin, TestCore, Told, eventually, within};
 use prost::Message as _;
 use serde_json::json;
@@ -280,17 +281,26 @@ async fn places_and_waiting_line_are_full() {
 
 #[tokio::test]
 async fn the_caller_has_too_many_in_flight() {
-    let limits = |limits: &mut core_server::config::Limits| limits.calls_per_caller = 1;
-    let Scene {
-        core,
-        mut caller,
-        mut lamp,
-    } = scene_with(lamp_on(), limits).await;
+    let core = TestCore::builder()
+        .plugin(Declared::remote("lamp"))
+        .plugin(
+            Declared::remote("caller")
+                .may_call("lamp.>")
+                .quota(Quota::RequestsInFlight, 1),
+        )
+        .start()
+        .await;
+    let lamp = RawPlugin::open(&core.remote("lamp"), lamp_on()).await;
+    let mut lamp = lamp.expect("admitted");
+    let caller = RawPlugin::open(&core.remote("caller"), Hello::ready()).await;
+    let mut caller = caller.expect("admitted");
+    for name in ["lamp", "caller"] {
+        core.operator().until_phase(name, "ready").await;
+    }
     let first = caller
         .send_request("ServiceRegistry/Call", &call("lamp.on"))
         .await;
     let arrived = lamp.expect_call().await;
-    // The frame is refused as one request too many, the unary call as one call too many.
     let (unary, framed) = begin_both(&mut caller, call("lamp.on")).await;
     let framed = End::frame(caller.response(framed).await);
     framed.is(Code::ResourceExhausted, "CALLER_BUSY", "not_applied", true);

@@ -22,6 +22,7 @@ mod order;
 mod orphans;
 mod permissions;
 mod proxy;
+mod quotas;
 mod reconnect;
 mod recovery;
 mod registry;

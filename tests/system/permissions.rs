@@ -89,7 +89,7 @@ fn expected(kind: Kind, method: &str) -> &'static str {
             "List", "Watch", "Logs", "Load", "Start", "Stop", "Unload", "Restart",
         ]
         .contains(&name),
-        "Introspection" => name == "GetStats",
+        "Introspection" => ["GetStats", "GetQuotas"].contains(&name),
         "StorageAdmin" => name == "Backup",
         _ => false,
     };

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use anyhow::{Result, bail};
 use core_proto::v1;
+use core_server::channel::CallerSlots;
 use core_server::task::TaskScope;
 use core_server::transport::{Http2, Server, Standing, Supervised, bind_tcp};
 use hyper::body::Incoming;
@@ -48,9 +49,12 @@ impl tower::Service<hyper::Request<Incoming>> for Echo {
     }
 
     fn call(&mut self, request: hyper::Request<Incoming>) -> Self::Future {
-        if let Some(standing) = request.extensions().get::<Standing>() {
-            // As a plugin's connection, without the limits of a stranger's.
-            standing.identify();
+        let standing = request.extensions().get::<Standing>();
+        // As a plugin's connection, without the limits of a stranger's.
+        if let Some(standing) = standing.filter(|standing| !standing.is_known())
+            && let Some(slot) = Arc::<CallerSlots>::default().take(1)
+        {
+            standing.identify(slot);
         }
         Box::pin(async {
             let codec = tonic_prost::ProstCodec::default();

@@ -66,7 +66,6 @@ pub struct Run {
     refused: Mutex<Option<String>>,
     /// Over which its requests came.
     connections: Connections,
-    slots: Arc<CallerSlots>,
     watches: Arc<CallerSlots>,
 }
 
@@ -95,7 +94,6 @@ impl Run {
             last_pong: Mutex::new(None),
             refused: Mutex::new(None),
             connections: Connections::new(),
-            slots: Arc::default(),
             watches: Arc::default(),
         })
     }
@@ -140,12 +138,6 @@ impl Run {
     #[must_use]
     pub fn link(&self) -> Option<Link> {
         self.link.lock().clone()
-    }
-
-    /// Its share of calls in flight.
-    #[must_use]
-    pub fn slots(&self) -> &Arc<CallerSlots> {
-        &self.slots
     }
 
     /// Its share of watches.

@@ -1,10 +1,9 @@
-//! A caller's share of calls in flight, and of watches.
+//! What a caller holds at once: requests in flight, subscriptions, watches, connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many calls a caller has in flight, or watches open. One per run of a plugin; of calls one for
-/// all operators.
+/// How much of one kind a caller holds.
 #[derive(Debug, Default)]
 pub struct CallerSlots(AtomicUsize);
 
@@ -16,6 +15,12 @@ impl CallerSlots {
         }
         self.0.fetch_sub(1, Ordering::Relaxed);
         None
+    }
+
+    /// How many are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -13,7 +13,7 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         }
     };
     // Taken apart, so that a new setting is not forgotten here. Where plugins are looked for is looked
-    // up with each reload; which file it was says nothing of what is in it.
+    // up with each reload, and quotas change with it; which file it was says nothing of what is in it.
     let Config {
         file: _,
         plugins_dir: _,
@@ -27,6 +27,7 @@ pub fn needs_restart(in_force: &Config, other: &Config) -> Vec<String> {
         log,
         supervision,
         limits,
+        quotas: _,
         plugins: _,
     } = in_force;
     compare("data_dir", *data_dir == other.data_dir);
@@ -100,7 +101,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use super::super::Adapter;
+    use super::super::{Adapter, Quotas};
     use super::*;
 
     #[test]
@@ -109,6 +110,7 @@ mod tests {
         assert!(needs_restart(&old, &old).is_empty());
         let mut new = old.clone();
         new.plugins_dir = "/there".into();
+        new.quotas = Quotas::UNLIMITED;
         assert!(needs_restart(&old, &new).is_empty(), "it changes live");
         new.listen.tcp.push(([127, 0, 0, 1], 1).into());
         new.storage.adapter = Adapter::Sqlite;

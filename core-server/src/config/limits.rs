@@ -174,9 +174,6 @@ limits! {
     /// Calls that wait for a place at one provider.
     calls_waiting: calls = 1_024, within 0, 1_048_576,
         at "RESOURCE_EXHAUSTED PROVIDER_BUSY";
-    /// Calls in flight of one caller.
-    calls_per_caller: calls = 1_024, within 1, 1_048_576,
-        at "RESOURCE_EXHAUSTED CALLER_BUSY";
     /// A cancelled or expired call keeps its place so long, unless the provider acknowledges earlier.
     cancelled_call_hold: time = seconds(5), within Duration::ZERO, seconds(300),
         at "the place is freed";
@@ -210,9 +207,6 @@ limits! {
     /// Services of one plugin.
     services_per_plugin: services = 1_000, within 1, 100_000,
         at "RESOURCE_EXHAUSTED TOO_MANY_SERVICES";
-    /// Subscriptions of one plugin.
-    subscriptions_per_plugin: subscriptions = 64, within 1, 65_536,
-        at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";
     /// Watches of one plugin, of the state, the storage and services together.
     watches_per_plugin: watches = 64, within 1, 65_536,
         at "RESOURCE_EXHAUSTED TOO_MANY_SUBSCRIPTIONS";

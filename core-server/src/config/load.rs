@@ -10,6 +10,7 @@ use super::flags::Flags;
 use super::limits::Limits;
 use super::origins::Origins;
 use super::plugins::{self, Plugins};
+use super::quotas::Quotas;
 use super::secrets::read_config;
 use super::settings;
 use super::shape::Checker;
@@ -243,6 +244,7 @@ fn type_core(
         },
         supervision: type_supervision(top.section("supervision")),
         limits,
+        quotas: Quotas::read(top.section("quotas")),
         plugins: Vec::new(),
     }
 }

@@ -30,6 +30,7 @@ mod load;
 mod origins;
 mod permissions;
 mod plugins;
+mod quotas;
 mod schema;
 mod secrets;
 mod settings;
@@ -57,6 +58,7 @@ pub use load::{Loaded, core_file_path, load, load_candidate, load_core};
 pub(crate) use origins::REDACTED;
 pub use origins::{Origins, Setting};
 pub use permissions::{CallPermission, Manage, Need, Permissions, ReadWrite};
+pub use quotas::{OwnQuotas, Quota, Quotas};
 pub use schema::json_schemas;
 pub(crate) use settings::check_log_filter;
 pub use upgrades::{Candidate, Replaced, Upgrade, UpgradeSource, Upgrades};
@@ -105,6 +107,8 @@ pub struct Config {
     pub supervision: Supervision,
     /// Bounds.
     pub limits: Limits,
+    /// How much each plugin may use of the core.
+    pub quotas: Quotas,
     /// The enabled plugins, in order of name.
     pub plugins: Vec<Manifest>,
 }
@@ -279,6 +283,7 @@ impl Default for Config {
             log: Log::default(),
             supervision: Supervision::default(),
             limits: Limits::default(),
+            quotas: Quotas::default(),
             plugins: Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ use crate::types::PluginName;
 
 use super::error::{Origin, Problem, Problems, SourceFile, label};
 use super::permissions::Permissions;
+use super::quotas::OwnQuotas;
 use super::secrets::{Secrets, read_config};
 use super::settings;
 use super::shape::Checker;
@@ -270,6 +271,7 @@ impl Builder<'_> {
         let permissions = Permissions::read(self.section.section("permissions"));
         let granted = Permissions::read(self.section.section("grants"));
         let denied = Permissions::read(self.section.section("deny"));
+        let quotas = OwnQuotas::read(self.section.section("quotas"));
         let (config, mut config_secrets) = self.config();
         config_secrets.sort();
         let requires = self.names("requires");
@@ -301,6 +303,7 @@ impl Builder<'_> {
             permissions,
             granted,
             denied,
+            quotas,
             config,
             config_secrets,
         })

@@ -9,6 +9,7 @@ use crate::types::{Pattern, PluginName};
 
 use super::limits;
 use super::permissions;
+use super::quotas;
 use super::shape::{Case, Field, Repeats, Rule, Shape};
 use super::tree::Data;
 use super::{
@@ -69,6 +70,11 @@ pub(super) static CORE: Shape = Shape::Section(&[&[
         "limits",
         Shape::Section(&[limits::FIELDS]),
         "Bounds; see docs/reference/limits.md.",
+    ),
+    Field::new(
+        "quotas",
+        Shape::Section(&[quotas::FIELDS]),
+        "How much each plugin may use of the core; 0: as much as it likes. See docs/reference/limits.md.",
     ),
     Field::new(
         "plugins",
@@ -256,6 +262,11 @@ const OPERATORS_PART: &[Field] = &[
         "deny",
         Shape::Section(&[permissions::FIELDS]),
         "What it may not do, whatever is granted; also in its own area.",
+    ),
+    Field::new(
+        "quotas",
+        Shape::Section(&[quotas::OWN_FIELDS]),
+        "How much it may use of the core, where it is not what [quotas] says; 0: as much as it likes.",
     ),
     Field::new(
         "token_file",

@@ -26,8 +26,6 @@ pub struct Config {
     pub max_batch_events: usize,
     /// Most bytes of data of a batch.
     pub max_batch_bytes: usize,
-    /// Most subscriptions of a plugin.
-    pub max_subscriptions_per_plugin: usize,
     /// Most bytes of one delivery, or one event.
     pub delivery_bytes: usize,
     /// A subscription that was told nothing for so long gets a bookmark.
@@ -47,7 +45,6 @@ impl Default for Config {
             max_data_bytes: 256 << 10,
             max_batch_events: 1_000,
             max_batch_bytes: 1 << 20,
-            max_subscriptions_per_plugin: 64,
             delivery_bytes: 64 << 10,
             bookmark_after: Duration::from_secs(10),
         }
@@ -64,10 +61,6 @@ impl Config {
             ("log_events", self.log_events),
             ("slow_events", self.slow_events),
             ("max_batch_events", self.max_batch_events),
-            (
-                "max_subscriptions_per_plugin",
-                self.max_subscriptions_per_plugin,
-            ),
             ("delivery_bytes", self.delivery_bytes),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {

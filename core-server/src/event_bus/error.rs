@@ -1,7 +1,7 @@
 //! What can go wrong with a publish or a subscription.
 
 use crate::error::{Classify, ErrorKind, Reason};
-use crate::types::{BadName, PluginName};
+use crate::types::BadName;
 
 /// Errors of the EventBus.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,14 +58,6 @@ pub enum Error {
         /// Oldest in the log.
         oldest_seq: u64,
     },
-    /// The plugin has as many subscriptions as it may.
-    #[error("plugin \"{plugin}\" has {limit} subscriptions already, as many as it may")]
-    TooManySubscriptions {
-        /// Whose.
-        plugin: PluginName,
-        /// The limit.
-        limit: usize,
-    },
 }
 
 impl Classify for Error {
@@ -77,7 +69,6 @@ impl Classify for Error {
             | Self::TooLarge { .. }
             | Self::BatchTooLarge { .. } => ErrorKind::InvalidArgument,
             Self::FellBehind { .. } => ErrorKind::OutOfRange,
-            Self::TooManySubscriptions { .. } => ErrorKind::ResourceExhausted,
         }
     }
 
@@ -89,7 +80,6 @@ impl Classify for Error {
             Self::TooLarge { .. } => Reason::TooLarge,
             Self::BatchTooLarge { .. } => Reason::BatchTooLarge,
             Self::FellBehind { .. } => Reason::FellBehind,
-            Self::TooManySubscriptions { .. } => Reason::TooManySubscriptions,
         }
     }
 
@@ -128,9 +118,6 @@ impl Classify for Error {
                 ("to_seq", to_seq.to_string()),
                 ("oldest_seq", oldest_seq.to_string()),
             ],
-            Self::TooManySubscriptions { plugin, limit } => {
-                vec![("plugin", plugin.to_string()), ("limit", limit.to_string())]
-            }
         }
     }
 }

@@ -46,7 +46,6 @@ pub(super) struct Fanout {
     lane_bytes: usize,
     subscribers: HashMap<SubscriptionId, Subscriber>,
     next_id: u64,
-    subscriptions_of: HashMap<Source, usize>,
     /// Whoever is neither held, parked nor slow stands here once, under a seq not above its own.
     to_pass: BinaryHeap<Reverse<(u64, SubscriptionId)>>,
     /// Kept for its capacity.
@@ -137,7 +136,6 @@ impl Fanout {
             lane_bytes: 0,
             subscribers: HashMap::new(),
             next_id: 0,
-            subscriptions_of: HashMap::new(),
             to_pass: BinaryHeap::new(),
             found: Vec::new(),
         }
@@ -272,11 +270,6 @@ impl Fanout {
 
     // ---- subscriptions
 
-    /// How many subscriptions it has.
-    pub(super) fn subscriptions_of(&self, owner: &Source) -> usize {
-        self.subscriptions_of.get(owner).copied().unwrap_or(0)
-    }
-
     /// What it subscribes to.
     pub(super) fn selections_of(&self, owner: &Source) -> Vec<Arc<Selection>> {
         self.subscribers
@@ -300,7 +293,6 @@ impl Fanout {
             None => self.add_lane(Arc::new(selection)),
         };
         lane_mut(&mut self.lanes, lane).subscriptions += 1;
-        *self.subscriptions_of.entry(owner.clone()).or_default() += 1;
         let subscriber = Subscriber {
             owner,
             lane,
@@ -338,12 +330,6 @@ impl Fanout {
         let Some(subscriber) = self.subscribers.remove(&id) else {
             return;
         };
-        if let Some(count) = self.subscriptions_of.get_mut(&subscriber.owner) {
-            *count -= 1;
-            if *count == 0 {
-                self.subscriptions_of.remove(&subscriber.owner);
-            }
-        }
         let lane = lane_mut(&mut self.lanes, subscriber.lane);
         lane.subscriptions -= 1;
         if lane.subscriptions == 0 {

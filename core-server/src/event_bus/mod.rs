@@ -302,8 +302,8 @@ impl EventBus {
     /// Subscribes. What is published after this returns is not missed.
     ///
     /// # Errors
-    /// [`Error::TooManySubscriptions`]; [`Error::BadField`] for no pattern or too many; with
-    /// [`Policy::Disconnect`] and a start that is gone, [`Error::FellBehind`].
+    /// [`Error::BadField`] for no pattern or too many; with [`Policy::Disconnect`] and a start that is gone,
+    /// [`Error::FellBehind`].
     pub fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, Error> {
         Subscription::open(Arc::clone(&self.shared), subscribe)
     }

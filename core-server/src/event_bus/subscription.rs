@@ -199,13 +199,6 @@ impl Subscription {
             .as_mut()
             .map_or(Gate::Open, |gate| *gate.borrow_and_update());
         let mut fanout = shared.fanout.lock();
-        if let Source::Plugin(plugin) = &owner {
-            let limit = shared.config.max_subscriptions_per_plugin;
-            if fanout.subscriptions_of(&owner) >= limit {
-                let plugin = plugin.clone();
-                return Err(Error::TooManySubscriptions { plugin, limit });
-            }
-        }
         let oldest_seq = fanout.log().oldest_seq();
         let (next_seq, gap) = begin(subscribe.start, shared.epoch, fanout.log());
         if let (Some(gap), Policy::Disconnect) = (gap, subscribe.policy) {

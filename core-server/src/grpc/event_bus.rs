@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{BadField, events};
 use super::{gate, status, unary};
+use crate::config::Quota;
 use crate::error::Failure;
 use crate::event_bus::{BatchReceipt, EventBus};
 use crate::security::{Action, Caller, Gatekeeper, Reads};
@@ -51,8 +52,16 @@ impl Judged {
     }
 }
 
+/// What publishing costs.
+pub(super) fn cost_of(events: usize, bytes: usize) -> [(Quota, u64); 2] {
+    [
+        (Quota::PublishesPerSecond, events as u64),
+        (Quota::PublishBytesPerSecond, bytes as u64),
+    ]
+}
+
 impl Api {
-    /// An event of this caller, judged: publishing it cannot fail any more.
+    /// An event of this caller, judged: publishing it cannot fail any more. It has been charged by then.
     pub(super) fn check(
         &self,
         caller: &Caller,
@@ -85,6 +94,7 @@ impl Api {
         request: v1::EventBusPublishRequest,
     ) -> Result<v1::EventBusPublishResponse, Failure> {
         let event = request.event.ok_or(BadField::Missing { field: "event" })?;
+        caller.meter.charge(&cost_of(1, event.data.len()))?;
         let event = self.check(caller, event)?;
         let position = self.bus.publish(&caller.source, event)?;
         Ok(v1::EventBusPublishResponse {
@@ -113,10 +123,9 @@ impl Api {
         caller: &Caller,
         events: Vec<v1::NewEvent>,
     ) -> Result<(BatchReceipt, Vec<v1::RejectedEvent>), Failure> {
-        self.bus.check_batch(
-            events.len(),
-            events.iter().map(|event| event.data.len()).sum(),
-        )?;
+        let bytes = events.iter().map(|event| event.data.len()).sum();
+        self.bus.check_batch(events.len(), bytes)?;
+        caller.meter.charge(&cost_of(events.len(), bytes))?;
         let mut rejected: Vec<(usize, Failure)> = Vec::new();
         let mut good = Vec::with_capacity(events.len());
         let mut places = Vec::with_capacity(events.len());
@@ -223,6 +232,8 @@ impl event_bus_server::EventBus for Api {
         request: Request<Streaming<v1::EventBusPublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let caller = gate::caller(&request)?;
+        let held = caller.meter.hold(Quota::RequestsInFlight);
+        let held = held.map_err(status::from_failure)?;
         let (answers, stream) = tokio::sync::mpsc::channel(UNREAD_ACKNOWLEDGEMENTS);
         let ended = super::ended(&caller, &self.scope);
         let last = answers.clone();
@@ -230,6 +241,7 @@ impl event_bus_server::EventBus for Api {
             .clone()
             .serve_stream(caller, request.into_inner(), answers);
         self.scope.spawn_droppable("publish-stream", async move {
+            let _held = held;
             tokio::select! {
                 () = serve => {}
                 failure = ended => {
@@ -256,10 +268,14 @@ impl event_bus_server::EventBus for Api {
                 self.gatekeeper
                     .authorize(&caller.source, Action::Subscribe(pattern))?;
             }
-            Ok::<_, Failure>(self.bus.subscribe(subscribe)?)
+            let place = caller.meter.hold(Quota::Subscriptions)?;
+            Ok::<_, Failure>((self.bus.subscribe(subscribe)?, place))
         };
-        let subscription = subscribe().map_err(status::from_failure)?;
-        let items = subscription.map(|item| item.map(events::delivery).map_err(Failure::from));
+        let (subscription, place) = subscribe().map_err(status::from_failure)?;
+        let items = subscription.map(move |item| {
+            let _held = &place;
+            item.map(events::delivery).map_err(Failure::from)
+        });
         let lost = self
             .gatekeeper
             .loses(&caller.source, Reads::Events, patterns);

@@ -2,6 +2,7 @@
 //! attaches the answer. Nothing behind it sees an unjudged request.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,10 +15,11 @@ use tower::Service;
 
 use super::status;
 use crate::channel::LastRead;
-use crate::config::http2;
+use crate::config::{Quota, http2};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
-use crate::security::{Admitted, Caller, Credential, Gatekeeper, Peer, Presented};
+use crate::security::{Admitted, Caller, Credential, Error, Gatekeeper, Meter, Peer, Presented};
 use crate::transport::{AnonymousRequest, Standing};
+use crate::types::PluginName;
 
 /// The layer; see the module.
 #[derive(Clone, Debug)]
@@ -57,12 +59,15 @@ impl<S> Gate<S> {
             let counted = standing.filter(|standing| !standing.is_known());
             return Ok(counted.map(anonymous_request).transpose()?);
         }
-        let known = match &admitted {
-            Ok(_) => true,
-            Err(error) => error.is_told_to_somebody_known(),
-        };
-        if let Some(standing) = standing.filter(|_| known) {
-            standing.identify();
+        if let Some(standing) = standing.filter(|standing| !standing.is_known())
+            && let Some(meter) = self.known_as(&admitted)
+        {
+            match meter.hold(Quota::Connections) {
+                Ok(slot) => standing.identify(slot),
+                // It stays a stranger's.
+                Err(exceeded) if admitted.is_ok() => return Err(exceeded.into()),
+                Err(_) => {}
+            }
         }
         match admitted? {
             Admitted::Anonymous => {}
@@ -79,6 +84,22 @@ impl<S> Gate<S> {
             }
         }
         Ok(None)
+    }
+
+    /// By whose meter the caller is measured, if its credential was valid, whatever became of the request.
+    fn known_as(&self, admitted: &Result<Admitted, Error>) -> Option<Arc<Meter>> {
+        let of = |plugin: &PluginName| self.gatekeeper.metering().of(plugin);
+        match admitted {
+            Ok(Admitted::Anonymous) => None,
+            Ok(Admitted::Plugin(credential)) => Some(of(&credential.plugin)),
+            Ok(Admitted::Caller(caller)) => Some(Arc::clone(&caller.meter)),
+            Err(error) if error.is_told_to_somebody_known() => Some(
+                error
+                    .plugin()
+                    .map_or_else(|| Arc::clone(self.gatekeeper.metering().of_others()), of),
+            ),
+            Err(_) => None,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::convert::time_to_proto;
 use super::unary;
 use crate::config::Limit;
+use crate::security::Metering;
 use crate::supervisor::custody::Custody;
 use crate::types::{Epoch, Source};
 
@@ -60,6 +61,7 @@ pub(crate) type ReadMetrics = Arc<dyn Fn() -> Vec<Metric> + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) information: Arc<Information>,
+    pub(super) metering: Metering,
     pub(super) metrics: ReadMetrics,
 }
 
@@ -103,6 +105,30 @@ impl introspection_server::Introspection for Api {
                     .into_iter()
                     .map(str::to_owned)
                     .collect(),
+            })
+        })
+        .await
+    }
+
+    async fn get_quotas(
+        &self,
+        request: Request<v1::IntrospectionGetQuotasRequest>,
+    ) -> Result<Response<v1::IntrospectionGetQuotasResponse>, Status> {
+        unary(request, async |_, message| {
+            let only = Some(message.plugin.as_str()).filter(|plugin| !plugin.is_empty());
+            let readings = self.metering.read(only).into_iter();
+            let quotas = readings.flat_map(|(plugin, readings)| {
+                readings.map(|reading| v1::PluginQuota {
+                    plugin: plugin.to_string(),
+                    name: reading.quota.key().to_owned(),
+                    unit: reading.quota.unit().to_owned(),
+                    limit: reading.limit,
+                    used: reading.used,
+                    refused: reading.refused,
+                })
+            });
+            Ok(v1::IntrospectionGetQuotasResponse {
+                quotas: quotas.collect(),
             })
         })
         .await

@@ -47,7 +47,7 @@ pub(crate) use introspection::{Information, Metric, ReadMetrics, Value};
 pub(crate) use plugin_channel::Stats as ChannelStats;
 
 use crate::channel::{Closed, Slot};
-use crate::config::Limits;
+use crate::config::{Limits, Quota};
 use crate::error::{Classify, ErrorKind, Failure, Outcome, Reason};
 use crate::event_bus::EventBus;
 use crate::home;
@@ -152,7 +152,6 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         limits: plugin_channel::Limits {
             hello_timeout: limits.hello_timeout,
             outbox_bytes: limits.outbox_bytes,
-            max_requests: limits.calls_per_caller,
             max_payload_bytes: limits.payload_bytes,
             max_response_bytes: limits.message_bytes.saturating_sub(FRAME_BYTES),
         },
@@ -179,6 +178,7 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
         log: kernel.log,
     };
     let introspection = introspection::Api {
+        metering: gatekeeper.metering().clone(),
         information: Arc::new(kernel.information),
         metrics: kernel.metrics,
     };
@@ -284,12 +284,15 @@ impl Classify for Expired {
     }
 }
 
-/// One unary RPC: the caller that the gate found, the handler, the deadline, the error.
+/// One unary RPC: the caller that the gate found, its place among its requests in flight, the handler, the
+/// deadline, the error.
 async fn unary<M, A>(
     request: Request<M>,
     handler: impl AsyncFnOnce(Caller, M) -> Result<A, Failure>,
 ) -> Result<Response<A>, Status> {
     let caller = gate::caller(&request)?;
+    let held = caller.meter.hold(Quota::RequestsInFlight);
+    let _held = held.map_err(status::from_failure)?;
     let deadline = caller
         .deadline
         .unwrap_or_else(|| Instant::now() + DEFAULT_TIMEOUT);

@@ -22,6 +22,7 @@ use super::order::{Full, MAX_WAITING_BYTES, Order, Waiting};
 use super::requests::{Answer, Requests, effect};
 use super::{DEFAULT_TIMEOUT, gate, status};
 use crate::channel::{ChannelId, Closed, Inbound, LastRead, Outbound, Outbox, RequestFrame, Run};
+use crate::config::Quota;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::event_bus::MAX_TRACEPARENT_BYTES;
 use crate::plugin_manager::PluginManager;
@@ -111,8 +112,6 @@ pub(crate) struct Limits {
     pub(crate) hello_timeout: Duration,
     /// What may wait for a plugin before calls to it are refused.
     pub(crate) outbox_bytes: usize,
-    /// Requests of one channel in progress.
-    pub(crate) max_requests: usize,
     /// Arguments, results, event data, each.
     pub(crate) max_payload_bytes: usize,
     /// A response message, so that its frame fits a message of the channel.
@@ -200,6 +199,9 @@ impl plugin_channel_server::PluginChannel for Api {
 /// A reader that has so many frames in hand lets what it made of them leave before it goes on. Otherwise
 /// the calls of a busy home bunch up and travel in one herd, and only one process works at a time.
 const FRAMES_IN_A_ROW: u32 = 32;
+
+/// Requests of one channel in progress, also of a plugin without a quota.
+const MAX_REQUESTS: usize = 65_536;
 
 /// Longer timeouts are taken as this: a plugin may send one that no clock can hold.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -469,11 +471,16 @@ impl Reader {
         {
             return Err(Error::IdInUse { request_id }.into());
         }
-        let limit = self.api.limits.max_requests;
-        if calls.len() + self.requests.len() + self.order.len() >= limit {
+        let in_progress = calls.len() + self.requests.len() + self.order.len();
+        drop(calls);
+        let quota = self.caller.meter.limit(Quota::RequestsInFlight);
+        if quota.is_some_and(|quota| in_progress >= quota) {
+            return Err(self.caller.meter.exceeded(Quota::RequestsInFlight).into());
+        }
+        let limit = MAX_REQUESTS;
+        if in_progress >= limit {
             return Err(Error::TooManyRequests { limit }.into());
         }
-        drop(calls);
         Ok(self
             .api
             .gatekeeper

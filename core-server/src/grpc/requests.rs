@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::order::Effect;
 use super::{DEFAULT_TIMEOUT, Expired, event_bus, service_registry, state_engine, storage};
+use crate::config::Quota;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::routing::Call;
 use crate::security::Caller;
@@ -119,11 +120,16 @@ where
     let deadline = caller
         .deadline
         .unwrap_or_else(|| Instant::now() + DEFAULT_TIMEOUT);
+    let held = match caller.meter.hold(Quota::RequestsInFlight) {
+        Ok(held) => held,
+        Err(exceeded) => return Answer::Now(Err(exceeded.into())),
+    };
     let handling = match decode(method, message) {
         Ok(message) => handler(caller, message),
         Err(failure) => return Answer::Now(Err(failure)),
     };
     Answer::Later(Box::pin(async move {
+        let _held = held;
         let answer = tokio::time::timeout_at(deadline, handling).await;
         let answer = answer.unwrap_or_else(|_| Err(Expired.into()))?;
         Ok(answer.encode_to_vec().into())

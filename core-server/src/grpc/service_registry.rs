@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{BadField, check_size, page_size, registry, up_to_page_bytes};
 use super::{gate, place_for_watch, status, unary};
 use crate::channel::Run;
+use crate::config::Quota;
 use crate::error::Failure;
 use crate::event_bus::MAX_CONTENT_TYPE_BYTES;
 use crate::routing::{Call, Router};
@@ -60,6 +61,7 @@ impl Api {
         caller: &Caller,
         request: v1::ServiceRegistryCallRequest,
     ) -> Result<Call, Failure> {
+        caller.meter.charge(&[(Quota::CallsPerSecond, 1)])?;
         check_size("arguments", request.arguments.len(), self.max_payload_bytes)?;
         check_size(
             "content_type",
@@ -81,7 +83,7 @@ impl Api {
                 .map(|at| at.saturating_duration_since(Instant::now())),
             wait_for_ready: request.wait_for_ready,
             caller: caller.source.clone(),
-            slots: std::sync::Arc::clone(&caller.slots),
+            slot: Some(caller.meter.hold(Quota::RequestsInFlight)?),
             cause: caller.cause,
             traceparent: caller.traceparent.clone(),
         })

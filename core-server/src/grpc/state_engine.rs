@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{BadField, duration, events, page_size, state};
 use super::{gate, status, unary};
+use crate::config::Quota;
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper, Reads};
 use crate::state_engine::{SetOptions, StateEngine, WatchItem, WatchRequest};
@@ -90,6 +91,7 @@ impl Api {
     }
 
     fn writable(&self, caller: &Caller, key: &str) -> Result<StateKey, Failure> {
+        caller.meter.charge(&[(Quota::StateWritesPerSecond, 1)])?;
         let key = StateKey::parse(key).map_err(BadField::from)?;
         self.gatekeeper
             .authorize(&caller.source, Action::WriteState(key.as_str()))?;

@@ -114,7 +114,9 @@ pub(super) fn from_failure(failure: impl Into<Failure>) -> Status {
                 MetadataValue::from_static(outcome(failure)),
             );
             if let Some(delay) = failure.retry_after {
-                let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                // Rounded up: whoever waits so long has waited long enough.
+                let millis = delay.as_nanos().div_ceil(1_000_000);
+                let millis = u64::try_from(millis).unwrap_or(u64::MAX);
                 trailers.insert(metadata::RETRY_MS, MetadataValue::from(millis));
             }
         }
@@ -176,7 +178,7 @@ mod tests {
             reason: Reason::ProviderLost,
             message: "gone".to_owned(),
             metadata: vec![("plugin", "lamp".to_owned())],
-            retry_after: Some(Duration::from_millis(250)),
+            retry_after: Some(Duration::from_micros(249_001)),
             outcome: Outcome::Unknown,
         }))
     }

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::convert::storage::{cursor_from, entry, usage, watch_item};
 use super::convert::{BadField, duration};
 use super::{DEFAULT_TIMEOUT, event_bus, gate, status, unary};
+use crate::config::Quota;
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper};
 use crate::storage::{Apply, Check, Direction, Key, Namespace, Op, Query, Storage, WatchRequest};
@@ -36,14 +37,28 @@ fn deadline(caller: &Caller) -> Instant {
 }
 
 impl Api {
-    fn readable(&self, caller: &Caller, namespace: &str) -> Result<Namespace, Failure> {
+    fn readable(&self, caller: &Caller, namespace: &str, reads: u64) -> Result<Namespace, Failure> {
+        caller
+            .meter
+            .charge(&[(Quota::StorageReadsPerSecond, reads)])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
             .authorize(&caller.source, Action::ReadStorage(namespace.as_str()))?;
         Ok(namespace)
     }
 
-    fn writable(&self, caller: &Caller, namespace: &str) -> Result<Namespace, Failure> {
+    /// As it is asked for `writes` keys, and for events with them.
+    fn writable(
+        &self,
+        caller: &Caller,
+        namespace: &str,
+        writes: usize,
+        events: &[v1::NewEvent],
+    ) -> Result<Namespace, Failure> {
+        let bytes = events.iter().map(|event| event.data.len()).sum();
+        let [events, bytes] = event_bus::cost_of(events.len(), bytes);
+        let writes = (Quota::StorageWritesPerSecond, writes as u64);
+        caller.meter.charge(&[writes, events, bytes])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
             .authorize(&caller.source, Action::WriteStorage(namespace.as_str()))?;
@@ -55,7 +70,7 @@ impl Api {
         caller: &Caller,
         request: v1::StorageGetRequest,
     ) -> Result<v1::StorageGetResponse, Failure> {
-        let namespace = self.readable(caller, &request.namespace)?;
+        let namespace = self.readable(caller, &request.namespace, 1)?;
         let found = self
             .storage
             .get(&namespace, &Key::parse(&request.key)?)
@@ -70,7 +85,8 @@ impl Api {
         caller: &Caller,
         request: v1::StorageGetManyRequest,
     ) -> Result<v1::StorageGetManyResponse, Failure> {
-        let namespace = self.readable(caller, &request.namespace)?;
+        let reads = request.keys.len().max(1) as u64;
+        let namespace = self.readable(caller, &request.namespace, reads)?;
         let keys = request
             .keys
             .iter()
@@ -88,7 +104,7 @@ impl Api {
         caller: &Caller,
         request: v1::StorageSetRequest,
     ) -> Result<v1::StorageSetResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace)?;
+        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let written = self
@@ -113,7 +129,7 @@ impl Api {
         caller: &Caller,
         request: v1::StorageDeleteRequest,
     ) -> Result<v1::StorageDeleteResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace)?;
+        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let deleted = self
@@ -131,7 +147,9 @@ impl Api {
         caller: &Caller,
         request: v1::StorageApplyRequest,
     ) -> Result<v1::StorageApplyResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace)?;
+        // Checks alone take their turn among the writes too.
+        let writes = request.ops.len().max(1);
+        let namespace = self.writable(caller, &request.namespace, writes, &request.events)?;
         let checks = request.checks.into_iter().map(|check| {
             Ok(Check {
                 key: Key::parse(&check.key)?,
@@ -200,7 +218,7 @@ impl Api {
         request: v1::StorageListKeysRequest,
     ) -> Result<v1::StorageListKeysResponse, Failure> {
         let query = Query {
-            namespace: self.readable(caller, &request.namespace)?,
+            namespace: self.readable(caller, &request.namespace, reads_of(request.page_size))?,
             prefix: request.prefix,
             start_after: request.start_after,
             direction: direction(request.reverse),
@@ -225,7 +243,7 @@ impl Api {
         request: v1::StorageScanRequest,
     ) -> Result<v1::StorageScanResponse, Failure> {
         let query = Query {
-            namespace: self.readable(caller, &request.namespace)?,
+            namespace: self.readable(caller, &request.namespace, reads_of(request.page_size))?,
             prefix: request.prefix,
             start_after: request.start_after,
             direction: direction(request.reverse),
@@ -245,12 +263,18 @@ impl Api {
         caller: &Caller,
         request: v1::StorageUsageRequest,
     ) -> Result<v1::StorageUsageResponse, Failure> {
-        let namespace = self.readable(caller, &request.namespace)?;
+        let namespace = self.readable(caller, &request.namespace, 1)?;
         let found = self.storage.usage(&namespace).await?;
         Ok(v1::StorageUsageResponse {
             usage: Some(usage(&found)),
         })
     }
+}
+
+/// What a page of this size costs: reading entries in a row is so much cheaper than one by one.
+fn reads_of(page_size: u32) -> u64 {
+    const ENTRIES_OF_ONE: u64 = 100;
+    u64::from(page_size).div_ceil(ENTRIES_OF_ONE).max(1)
 }
 
 fn direction(reverse: bool) -> Direction {
@@ -352,7 +376,7 @@ impl storage_server::Storage for Api {
         let caller = gate::caller(&request)?;
         let open = |message: v1::StorageWatchRequest| {
             let request = WatchRequest {
-                namespace: self.readable(&caller, &message.namespace)?,
+                namespace: self.readable(&caller, &message.namespace, 1)?,
                 prefixes: message.prefixes,
                 from: message.from.map(cursor_from),
                 include_initial: message.include_initial,

@@ -10,7 +10,8 @@ use crate::types::PluginName;
 pub(super) enum Difference {
     /// Not at all.
     Nothing,
-    /// In what only the core looks at: whether it starts by itself, and which values are secret.
+    /// In what only the core looks at: whether it starts by itself, what it may do and how much of it, and
+    /// which values are secret.
     Core,
     /// In its configuration, and perhaps in what only the core looks at.
     Config,
@@ -41,6 +42,7 @@ pub(super) fn difference(old: &Manifest, new: &Manifest) -> Difference {
     }
     aligned.granted.clone_from(&old.granted);
     aligned.denied.clone_from(&old.denied);
+    aligned.quotas = old.quotas;
     aligned.config_secrets.clone_from(&old.config_secrets);
     if *old == aligned {
         return Difference::Core;
@@ -85,7 +87,7 @@ mod tests {
 
     use super::super::{Command, Kind, OnLoss, RestartMode};
     use super::*;
-    use crate::config::Manage;
+    use crate::config::{Manage, Quota};
     use crate::security::Token;
 
     fn name(text: &str) -> PluginName {
@@ -132,6 +134,10 @@ mod tests {
             ),
             (
                 with(|m| m.denied.manage.push(Manage::ReadLogs)),
+                Difference::Core,
+            ),
+            (
+                with(|m| m.quotas.set(Quota::CallsPerSecond, 1)),
                 Difference::Core,
             ),
             (

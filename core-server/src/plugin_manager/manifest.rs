@@ -6,8 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{Permissions, REDACTED};
-use crate::security::{Effective, Granting, Token};
+use crate::config::{OwnQuotas, Permissions, REDACTED};
+use crate::security::{Effective, Granting, Share, Token};
 use crate::supervisor::isolation::{ResourceLimits, Sandbox};
 use crate::types::PluginName;
 
@@ -44,6 +44,8 @@ pub struct Manifest {
     pub granted: Permissions,
     /// What the operator denies, whatever is granted.
     pub denied: Permissions,
+    /// How much it may use of the core, where it is not what everybody may.
+    pub quotas: OwnQuotas,
     /// The plugin's configuration, a JSON object, secrets resolved.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// Where in `config` secrets stand, as JSON pointers.
@@ -70,6 +72,7 @@ impl Manifest {
             permissions: Permissions::default(),
             granted: Permissions::default(),
             denied: Permissions::default(),
+            quotas: OwnQuotas::default(),
             config: serde_json::Map::new(),
             config_secrets: Vec::new(),
         }
@@ -79,6 +82,15 @@ impl Manifest {
     #[must_use]
     pub fn effective(&self, granting: Granting) -> Effective {
         Effective::new(&self.permissions, &self.granted, &self.denied, granting)
+    }
+
+    /// How much it may use of the core.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        match self.kind {
+            Kind::Process(_) | Kind::Remote { .. } => Share::OfEverybody(self.quotas),
+            Kind::Embedded => Share::OfItsOwn(self.quotas),
+        }
     }
 
     /// The configuration as it may be shown: secrets replaced.
@@ -112,6 +124,7 @@ impl fmt::Debug for Manifest {
             .field("permissions", &self.permissions)
             .field("granted", &self.granted)
             .field("denied", &self.denied)
+            .field("quotas", &self.quotas)
             .field("config", &self.redacted_config())
             .finish_non_exhaustive()
     }

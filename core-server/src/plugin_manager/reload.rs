@@ -395,6 +395,9 @@ impl Worker {
             (manifest.name.clone(), manifest.effective(granting))
         });
         self.work.gatekeeper.set_permissions(permissions.collect());
+        let manifests = self.plugins.values().map(|plugin| &plugin.manifest);
+        let shares = manifests.map(|manifest| (manifest.name.clone(), manifest.share()));
+        self.work.gatekeeper.metering().share_out(shares.collect());
         self.withdraw_services();
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {

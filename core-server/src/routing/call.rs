@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::channel::{CallFrame, CallerSlots, Slot};
+use crate::channel::{CallFrame, Slot};
 use crate::error::Failure;
 use crate::service_registry::Service;
 use crate::types::{Cause, Payload, PluginName, Source};
@@ -26,8 +26,9 @@ pub struct Call {
     pub wait_for_ready: bool,
     /// Who calls.
     pub caller: Source,
-    /// The caller's share of calls in flight.
-    pub slots: Arc<CallerSlots>,
+    /// The caller's place among what it may have in flight, kept until the call ends. `None`: it has no
+    /// such bound.
+    pub slot: Option<Slot>,
     /// What the caller was handling.
     pub cause: Option<Cause>,
     /// W3C trace context; may be empty.
@@ -43,13 +44,13 @@ impl Call {
     }
 }
 
-/// A call that was accepted: it has an id, a deadline and a slot.
+/// A call that was accepted: it has an id and a deadline.
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) frame: CallFrame,
     pub(super) service: Arc<Service>,
     pub(super) wait_for_ready: bool,
-    pub(super) slot: Slot,
+    pub(super) slot: Option<Slot>,
     pub(super) accepted_at: Instant,
 }
 
@@ -59,7 +60,7 @@ pub(super) struct Ended {
     pub(super) result: Result<Payload, Failure>,
     pub(super) service: Arc<Service>,
     pub(super) accepted_at: Instant,
-    pub(super) slot: Slot,
+    pub(super) slot: Option<Slot>,
 }
 
 impl Ended {

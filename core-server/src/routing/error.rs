@@ -58,12 +58,6 @@ pub enum Error {
         /// Who is slow.
         plugin: PluginName,
     },
-    /// The caller has too many calls in flight.
-    #[error("the caller has {limit} calls in flight, which is the limit; wait for some to end")]
-    CallerBusy {
-        /// The limit.
-        limit: usize,
-    },
     /// The provider went away with the call.
     #[error(
         "plugin \"{plugin}\" went away before it answered \"{service}\"; the call may have taken effect"
@@ -112,9 +106,9 @@ impl Classify for Error {
             | Self::Degraded { .. }
             | Self::ProviderLost { .. }
             | Self::ShuttingDown => ErrorKind::Unavailable,
-            Self::ProviderBusy { .. }
-            | Self::ProviderNotReading { .. }
-            | Self::CallerBusy { .. } => ErrorKind::ResourceExhausted,
+            Self::ProviderBusy { .. } | Self::ProviderNotReading { .. } => {
+                ErrorKind::ResourceExhausted
+            }
             Self::Expired { .. } => ErrorKind::DeadlineExceeded,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::TooDeep { .. } => ErrorKind::FailedPrecondition,
@@ -127,7 +121,6 @@ impl Classify for Error {
             Self::NoProvider { .. } | Self::TakenBack { .. } => Reason::NoProvider,
             Self::Degraded { .. } => Reason::ProviderDegraded,
             Self::ProviderBusy { .. } | Self::ProviderNotReading { .. } => Reason::ProviderBusy,
-            Self::CallerBusy { .. } => Reason::CallerBusy,
             Self::ProviderLost { .. } => Reason::ProviderLost,
             Self::Expired { .. } => Reason::Deadline,
             Self::Cancelled { .. } => Reason::Cancelled,
@@ -154,7 +147,6 @@ impl Classify for Error {
                 vec![("plugin", plugin.to_string()), ("limit", limit.to_string())]
             }
             Self::ProviderNotReading { plugin } => vec![("plugin", plugin.to_string())],
-            Self::CallerBusy { limit } => vec![("limit", limit.to_string())],
             Self::Expired {
                 service,
                 dispatched,
@@ -174,9 +166,9 @@ impl Classify for Error {
         match self {
             Self::NoProvider { retry_after, .. } => *retry_after,
             Self::Degraded { .. } => Some(Duration::from_secs(5)),
-            Self::ProviderBusy { .. }
-            | Self::ProviderNotReading { .. }
-            | Self::CallerBusy { .. } => Some(Duration::from_millis(100)),
+            Self::ProviderBusy { .. } | Self::ProviderNotReading { .. } => {
+                Some(Duration::from_millis(100))
+            }
             Self::ProviderLost { .. } => Some(Duration::from_millis(250)),
             _ => None,
         }

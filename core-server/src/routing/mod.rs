@@ -55,8 +55,6 @@ pub struct Config {
     pub max_depth: u32,
     /// Calls that may wait for a place, per provider.
     pub max_waiting: usize,
-    /// Calls in flight per caller.
-    pub max_per_caller: usize,
     /// How long a suspended provider's callers wait.
     pub suspended_wait: Duration,
     /// When a place is freed that a cancelled or expired call holds.
@@ -70,7 +68,6 @@ impl Default for Config {
             max_timeout: Duration::from_secs(300),
             max_depth: 16,
             max_waiting: 1_024,
-            max_per_caller: 1_024,
             suspended_wait: Duration::from_secs(3),
             abandoned_place: Duration::from_secs(5),
         }
@@ -82,7 +79,7 @@ impl Default for Config {
 pub struct Stats {
     /// Calls that were handed to a provider.
     pub dispatched: AtomicU64,
-    /// Calls refused because places and line, or the caller's share, were full.
+    /// Calls refused because places and line were full.
     pub refused_busy: AtomicU64,
     /// Calls that ended by their deadline.
     pub expired: AtomicU64,
@@ -232,14 +229,6 @@ impl Router {
                 dispatched: false,
             });
         }
-        let limit = config.max_per_caller;
-        let Some(slot) = call.slots.take(limit) else {
-            self.shared
-                .stats
-                .refused_busy
-                .fetch_add(1, Ordering::Relaxed);
-            return Err(Error::CallerBusy { limit });
-        };
         let provider = self.provider(&service.provider);
         let frame = CallFrame {
             call_id,
@@ -257,7 +246,7 @@ impl Router {
                 frame,
                 service,
                 wait_for_ready,
-                slot,
+                slot: call.slot,
                 accepted_at: now,
             },
             provider,

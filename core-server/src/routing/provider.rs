@@ -116,7 +116,7 @@ pub(super) enum Place {
 pub(super) struct Caller {
     on_end: OnEnd,
     accepted_at: Instant,
-    slot: Slot,
+    slot: Option<Slot>,
     wait_for_ready: bool,
 }
 

@@ -145,6 +145,18 @@ impl Sources {
                 });
             }
         }
+        for (plugin, readings) in self.gatekeeper.metering().read(None) {
+            for reading in readings {
+                metrics.push(Metric {
+                    name: "plugin_quota_refused_total",
+                    labels: vec![
+                        ("plugin", plugin.to_string()),
+                        ("quota", reading.quota.key().to_owned()),
+                    ],
+                    value: Value::Counter(reading.refused),
+                });
+            }
+        }
         metrics
     }
 }

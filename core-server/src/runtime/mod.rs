@@ -23,7 +23,7 @@ use crate::grpc::{self, Information};
 use crate::home;
 use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
-use crate::security::{Audit, Credentials, Gatekeeper, Policy};
+use crate::security::{Audit, Credentials, Gatekeeper, Metering, Policy};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
 use crate::storage::{Storage, StorageAdapter};
@@ -105,7 +105,6 @@ struct Parts {
     storage: Storage,
     manager: PluginManager,
     custody: Custody,
-    operator_slots: Arc<crate::channel::CallerSlots>,
 }
 
 /// Who owns the tasks, in the order in which they are closed.
@@ -163,6 +162,7 @@ impl Runtime {
             granting: config.security.granting,
             mode: config.security.mode,
             audit: audit.clone(),
+            metering: Metering::new(config.quotas, audit.clone()),
         };
         let manifests = with_embedded(config.plugins.clone(), &bare);
         let manifests = with_enrolled(manifests, &access);
@@ -173,6 +173,9 @@ impl Runtime {
                 (manifest.name.clone(), effective)
             })
             .collect::<HashMap<_, _>>();
+        let shares = manifests.iter();
+        let shares = shares.map(|manifest| (manifest.name.clone(), manifest.share()));
+        policy.metering.share_out(shares.collect());
         let own_user = rustix::process::geteuid().as_raw();
         let operators = config.operators.iter().copied().chain([own_user]);
         let gatekeeper = Gatekeeper::new(
@@ -224,6 +227,7 @@ impl Runtime {
             loader,
             access.clone(),
             prepared.clone(),
+            gatekeeper.metering().clone(),
         );
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {
@@ -323,7 +327,6 @@ impl Runtime {
             storage,
             manager,
             custody,
-            operator_slots: Arc::default(),
         };
         announcements::core_started(&parts.state, parts.bus.epoch());
         Ok(Self {

@@ -1,7 +1,5 @@
 //! What the program that embeds the core does with it, as an operator: calls and events.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,7 +40,7 @@ impl Runtime {
             timeout: None,
             wait_for_ready: false,
             caller: Source::Operator,
-            slots: Arc::clone(&self.parts.operator_slots),
+            slot: None,
             cause: None,
             traceparent: String::new(),
         };

@@ -12,7 +12,7 @@ use crate::config::{self, Candidate, Config, Loaded, UpgradeSource, needs_restar
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::grpc;
 use crate::plugin_manager::{self, Kind, Manifest, PluginInfo, PluginManager, Reloaded};
-use crate::security::Access;
+use crate::security::{Access, Metering};
 use crate::task::blocking;
 use crate::transport;
 use crate::types::PluginName;
@@ -125,6 +125,7 @@ struct Inner {
     access: Access,
     /// What is shown to whoever connects with TLS.
     tls: Option<transport::Tls>,
+    metering: Metering,
     /// The plugins of the configuration that was taken last.
     configured: parking_lot::Mutex<Vec<Manifest>>,
     /// One change at a time: what is read must be handed over before anything is read again.
@@ -145,6 +146,7 @@ impl Reloader {
         loader: Option<Loader>,
         access: Access,
         tls: Option<transport::Tls>,
+        metering: Metering,
     ) -> Self {
         let configured = parking_lot::Mutex::new(started_with.plugins.clone());
         let inner = Inner {
@@ -154,6 +156,7 @@ impl Reloader {
             loader,
             access,
             tls,
+            metering,
             configured,
             turn: Mutex::default(),
         };
@@ -189,6 +192,7 @@ impl Reloader {
             warnings.push(format!("the TLS certificate before is kept: {why}"));
         }
         let reloaded = self.take(config.plugins).await?;
+        self.inner.metering.set_everybody(config.quotas);
         let reloaded = Reloaded {
             needs_restart,
             warnings,

@@ -19,7 +19,6 @@ pub(super) fn event_bus(limits: &Limits) -> event_bus::Config {
         max_data_bytes: limits.payload_bytes,
         max_batch_events: limits.publish_batch_events,
         max_batch_bytes: limits.publish_batch_bytes,
-        max_subscriptions_per_plugin: limits.subscriptions_per_plugin,
         ..event_bus::Config::default()
     }
 }
@@ -30,7 +29,6 @@ pub(super) fn routing(limits: &Limits) -> routing::Config {
         max_timeout: limits.call_timeout_max,
         max_depth: u32::try_from(limits.call_depth).unwrap_or(u32::MAX),
         max_waiting: limits.calls_waiting,
-        max_per_caller: limits.calls_per_caller,
         suspended_wait: limits.suspended_wait,
         abandoned_place: limits.cancelled_call_hold,
     }

@@ -17,8 +17,9 @@ use super::grants::{Effective, Mode, Verdict};
 use super::identity::{Caller, Peer, Principal};
 use super::permissions::{Action, Denied, Needs, NotGranted, Rule, part_of, reserved, rule_of};
 use super::policy::{Policy, Reads};
+use super::quota::Metering;
 use super::refusal::{Error, expired, shortened};
-use crate::channel::{CallerSlots, Run, Runs};
+use crate::channel::{Run, Runs};
 use crate::config::Manage;
 use crate::error::{Classify as _, ErrorKind};
 use crate::types::{Cause, Pattern, PluginName, Source};
@@ -76,7 +77,6 @@ struct Inner {
     policy: Policy,
     /// Users who may act as operators.
     operators: HashSet<u32>,
-    operator_slots: Arc<CallerSlots>,
     stats: Stats,
 }
 
@@ -98,7 +98,6 @@ impl Gatekeeper {
             changed: watch::Sender::new(0),
             policy,
             operators: operators.into_iter().collect(),
-            operator_slots: Arc::default(),
             stats: Stats::default(),
         };
         Self {
@@ -117,6 +116,12 @@ impl Gatekeeper {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.inner.policy
+    }
+
+    /// What plugins use of the core.
+    #[must_use]
+    pub fn metering(&self) -> &Metering {
+        &self.inner.policy.metering
     }
 
     /// Completes when one of the patterns may not be read any more, which was granted before.
@@ -214,7 +219,7 @@ impl Gatekeeper {
             self.inner.policy.audit.note(audit::Record {
                 action: shortened(method),
                 decision: audit::decision::DENIED,
-                plugin: error.plugin().unwrap_or_default(),
+                plugin: error.plugin().map(ToString::to_string).unwrap_or_default(),
                 peer: peer.to_string(),
                 rule: error.reason().as_str().to_owned(),
                 ..audit::Record::default()
@@ -420,7 +425,7 @@ impl Gatekeeper {
         Ok(Caller {
             source: Source::Operator,
             run: None,
-            slots: Arc::clone(&self.inner.operator_slots),
+            meter: Arc::clone(self.metering().of_operators()),
             deadline: presented.deadline,
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
@@ -470,7 +475,7 @@ impl Gatekeeper {
     ) -> Result<Caller, Error> {
         Ok(Caller {
             source: Source::Plugin(run.plugin().clone()),
-            slots: Arc::clone(run.slots()),
+            meter: self.metering().of(run.plugin()),
             run: Some(run),
             deadline: presented.deadline,
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
@@ -504,7 +509,7 @@ impl Gatekeeper {
     pub fn channel_caller(&self, run: &Arc<Run>) -> Caller {
         Caller {
             source: Source::Plugin(run.plugin().clone()),
-            slots: Arc::clone(run.slots()),
+            meter: self.metering().of(run.plugin()),
             run: Some(Arc::clone(run)),
             deadline: None,
             cause: None,

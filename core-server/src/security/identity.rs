@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::Digest;
-use crate::channel::{CallerSlots, Run};
+use super::quota::Meter;
+use crate::channel::Run;
 use crate::types::{Cause, Source};
 
 /// What the transport knows of a connection.
@@ -94,8 +95,8 @@ pub struct Caller {
     pub source: Source,
     /// The plugin's live run; `None` for operators.
     pub run: Option<Arc<Run>>,
-    /// The caller's share of calls in flight.
-    pub slots: Arc<CallerSlots>,
+    /// What it uses of the core.
+    pub meter: Arc<Meter>,
     /// When the caller stops waiting, if it says so.
     pub deadline: Option<Instant>,
     /// What the caller was handling.

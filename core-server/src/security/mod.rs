@@ -1,8 +1,8 @@
 //! Who speaks, and what they may do. One authorisation point for every RPC, unary or stream, and for
 //! every request frame of a channel.
 //!
-//! Owns: credentials of runs, of remote plugins and of operators, the certificate authority, principals, the table principal x RPC, and the
-//! rule of a plugin's own area. Does not own: connections (`transport/`) nor runs (`channel/`).
+//! Owns: credentials of runs, of remote plugins and of operators, the certificate authority, principals, the table principal x RPC, the
+//! rule of a plugin's own area, and what each plugin uses. Does not own: connections (`transport/`) nor runs (`channel/`).
 //!
 //! Invariants
 //! - A plugin's name comes from its credential, never from a message.
@@ -18,6 +18,7 @@ mod grants;
 mod identity;
 mod permissions;
 mod policy;
+mod quota;
 mod refusal;
 
 pub use access::Access;
@@ -32,4 +33,5 @@ pub use grants::{Effective, Granting, Mode, Verdict};
 pub use identity::{Caller, Peer, Principal};
 pub use permissions::{Action, Denied, Needs, NotGranted, RULES, Rule, part_of, reserved, rule_of};
 pub use policy::{Policy, Reads};
+pub use quota::{Exceeded, Meter, Metering, Reading, Share};
 pub use refusal::Error;

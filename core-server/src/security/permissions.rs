@@ -132,6 +132,7 @@ pub const RULES: &[Rule] = &[
         true,
     ),
     rule("coreruntime.v1.Introspection/GetStats", false, None, true),
+    rule("coreruntime.v1.Introspection/GetQuotas", false, None, true),
     rule("coreruntime.v1.Access/CreateToken", false, None, true),
     rule("coreruntime.v1.Access/Invite", false, None, true),
     rule("coreruntime.v1.Access/ListCredentials", false, None, true),
@@ -155,6 +156,10 @@ const MANAGED: &[(&str, Manage)] = &[
     ("coreruntime.v1.PluginManager/List", Manage::ViewPlugins),
     ("coreruntime.v1.PluginManager/Watch", Manage::ViewPlugins),
     ("coreruntime.v1.Introspection/GetStats", Manage::ViewPlugins),
+    (
+        "coreruntime.v1.Introspection/GetQuotas",
+        Manage::ViewPlugins,
+    ),
     ("coreruntime.v1.PluginManager/Logs", Manage::ReadLogs),
     ("coreruntime.v1.PluginManager/Load", Manage::ManagePlugins),
     ("coreruntime.v1.PluginManager/Start", Manage::ManagePlugins),
@@ -294,6 +299,12 @@ pub struct NotGranted {
 }
 
 impl NotGranted {
+    /// Who lacks it.
+    #[must_use]
+    pub fn plugin(&self) -> &PluginName {
+        &self.plugin
+    }
+
     /// What to do about it.
     fn advice(&self) -> String {
         let Self { plugin, entry, .. } = self;

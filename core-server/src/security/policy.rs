@@ -2,6 +2,7 @@
 
 use super::audit::Audit;
 use super::grants::{Granting, Mode};
+use super::quota::Metering;
 
 /// What is read through a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub enum Reads {
     State,
 }
 
-/// How grants come about, what becomes of uses without one, and where it is noted.
+/// How grants come about, what becomes of uses without one, how much may be used, and where it is noted.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Whether manifests are granted as asked.
@@ -21,4 +22,6 @@ pub struct Policy {
     pub mode: Mode,
     /// Where denials are noted.
     pub audit: Audit,
+    /// Measures what plugins use.
+    pub metering: Metering,
 }

@@ -90,9 +90,10 @@ pub enum Error {
 impl Error {
     /// The plugin that it is about, if it is known.
     #[must_use]
-    pub fn plugin(&self) -> Option<String> {
+    pub fn plugin(&self) -> Option<&PluginName> {
         match self {
-            Self::NoRun { plugin } | Self::StaleRun { plugin, .. } => Some(plugin.to_string()),
+            Self::NoRun { plugin } | Self::StaleRun { plugin, .. } => Some(plugin),
+            Self::NotManaging(missing) => Some(missing.plugin()),
             _ => None,
         }
     }

@@ -185,7 +185,9 @@ mod tests {
             "a turn for others"
         );
         assert_eq!(next.await.expect("a bite"), BITE);
-        place.standing().identify();
+        place
+            .standing()
+            .identify(super::super::standing::tests::slot());
         let rest = io.read(&mut buffer).await.expect("all of it");
         assert_eq!(rest, data.len() - 2 * BITE);
     }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::places::{Bounds, Entered, Id, Kind, Places};
+use crate::channel::Slot;
 
 /// Places for connections, shared by all listeners. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ impl House {
                 id,
                 known: AtomicBool::new(kind != Kind::Unidentified),
                 anonymous: AtomicUsize::new(0),
+                slot: Mutex::new(None),
             }),
         };
         let place = Place {
@@ -114,6 +116,9 @@ impl Drop for Place {
             kind => kind,
         };
         places.leave(inner.id, kind);
+        drop(places);
+        // Requests may outlive their connection.
+        drop(inner.slot.lock().take());
     }
 }
 
@@ -131,16 +136,18 @@ struct Inner {
     known: AtomicBool,
     /// Requests in progress that came while the peer was not known.
     anonymous: AtomicUsize,
+    /// The connection's place among those of whoever was known first. Locked by whoever holds the house's lock, or alone.
+    slot: Mutex<Option<Slot>>,
 }
 
 impl Standing {
-    /// A request of this connection carried a valid credential. Costs one load when that is known.
-    pub fn identify(&self) {
-        if self.is_known() {
-            return;
-        }
+    /// A request of this connection carried a valid credential, of somebody who has a slot for it: it is
+    /// kept until the connection ends. Without effect when the peer is known.
+    pub fn identify(&self, slot: Slot) {
         let mut places = self.inner.house.places.lock();
         if places.identify(self.inner.id) {
+            // Under the lock, so that the end of the connection comes before it or after.
+            *self.inner.slot.lock() = Some(slot);
             self.inner.known.store(true, Ordering::Relaxed);
         }
     }
@@ -211,10 +218,16 @@ impl Drop for AnonymousRequest {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::channel::CallerSlots;
 
     /// Of somebody who is not known yet.
     pub(in super::super) fn place() -> Place {
         house().admit(false).expect("room").place
+    }
+
+    /// Somebody's only one.
+    pub(in super::super) fn slot() -> Slot {
+        Arc::<CallerSlots>::default().take(1).expect("free")
     }
 
     fn house() -> House {
@@ -230,8 +243,8 @@ pub(super) mod tests {
         let house = house();
         let first = house.admit(false).expect("room").place;
         let standing = first.standing().clone();
-        standing.identify();
-        standing.identify();
+        standing.identify(slot());
+        standing.identify(slot());
         assert!(standing.is_known());
         assert_eq!(house.count(), (1, 0));
         let second = house.admit(false).expect("room");
@@ -239,12 +252,12 @@ pub(super) mod tests {
         let third = house.admit(false).expect("room");
         assert!(third.somebody_gave_way && second.place.gives_way().is_cancelled());
         assert!(!first.gives_way().is_cancelled());
-        second.place.standing().identify();
+        second.place.standing().identify(slot());
         assert!(!second.place.standing().is_known(), "it was too late");
         drop(second);
         drop(first);
         assert_eq!(house.count(), (1, 1));
-        standing.identify();
+        standing.identify(slot());
         assert_eq!(house.count(), (1, 1), "a request outlived its connection");
         drop(third);
         assert_eq!(house.count(), (0, 0));
@@ -260,5 +273,22 @@ pub(super) mod tests {
         assert!(place.standing().anonymous_request(2).is_none());
         drop(first);
         assert!(place.standing().anonymous_request(2).is_some());
+    }
+
+    #[test]
+    fn a_slot_is_kept_by_the_connection_and_not_by_what_outlives_it() {
+        let house = house();
+        let slots = Arc::<CallerSlots>::default();
+        let take = || slots.take(2).expect("free");
+        let place = house.admit(false).expect("room").place;
+        let request = place.standing().clone();
+        request.identify(take());
+        assert_eq!(slots.taken(), 1);
+        request.identify(take());
+        assert_eq!(slots.taken(), 1, "one connection is one");
+        drop(place);
+        assert_eq!(slots.taken(), 0);
+        request.identify(take());
+        assert_eq!(slots.taken(), 0, "it came too late");
     }
 }

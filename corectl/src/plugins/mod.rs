@@ -4,6 +4,7 @@ mod explain;
 mod level;
 mod logs;
 mod order;
+mod quotas;
 mod upgrade;
 pub(crate) mod view;
 
@@ -25,6 +26,7 @@ use crate::failure::{ErrorView, Failure};
 use crate::output::{Cell, Form, Output, Table, Tone, now};
 use crate::text::nearest;
 use crate::time;
+use quotas::QuotaView;
 use view::{PluginView, kind_word, state_word, tone};
 
 /// A change of one plugin may take a start, which is 30 s by default, after a stop.
@@ -159,6 +161,7 @@ async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Fa
         #[serde(flatten)]
         plugin: PluginView,
         explanation: Vec<String>,
+        quotas: Vec<QuotaView>,
     }
     let info = match get(core, name).await {
         Ok(info) => info,
@@ -168,17 +171,21 @@ async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Fa
         return output.line(&info.name);
     }
     let explanation = explanation(core, &info).await;
+    let quotas = quotas::of(core, name).await;
     match output.form() {
         Form::Json => output.json(&Described {
             explanation,
             plugin: info.into(),
+            quotas: quotas.into_iter().map(QuotaView::from).collect(),
         }),
         Form::Quiet | Form::Table => {
             for sentence in &explanation {
                 output.line(sentence)?;
             }
             output.line("")?;
-            output.table(&facts(&info), "")
+            let mut facts = facts(&info);
+            quotas::show(&quotas, &mut facts);
+            output.table(&facts, "")
         }
     }
 }

@@ -123,6 +123,8 @@ fn a_described_plugin_explains_itself() {
         "- | loading rules",
         "requires devices",
         "pid -",
+        "quotas 1999 of 2000 calls per second, 17 refused (calls_per_second)",
+        "2 of 8 connections",
     ] {
         let expected = expected.trim_start_matches("- ");
         assert!(
@@ -148,6 +150,11 @@ fn a_described_plugin_as_json_has_the_documented_shape() {
     assert_eq!(plugin["last_exit"]["ran_for_seconds"], 2.5);
     assert_eq!(plugin["last_exit"]["last_lines"][1], "no rules.toml");
     assert!(plugin["next_attempt_at"].is_string(), "{plugin}");
+    let calls = json!({
+        "name": "calls_per_second", "unit": "calls per second", "limit": 2000, "used": 1999, "refused": 17,
+    });
+    assert_eq!(plugin["quotas"][0], calls);
+    assert_eq!(plugin["quotas"][1]["limit"], json!(null), "unlimited");
     let plugin = corectl(&core, &["plugins", "describe", "devices", "--json"]).json();
     assert_eq!(plugin["pid"], 4711);
     assert_eq!(plugin["last_exit"], json!(null));

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
+
 const BASE: Duration = Duration::from_millis(100);
 
 /// Counts failures in a row.
@@ -30,6 +32,14 @@ impl Backoff {
         let wait = bound(self.failures, self.longest).mul_f64(rand::random());
         self.failures = self.failures.saturating_add(1);
         wait
+    }
+
+    /// It failed so: the wait before the next try, not below what the core asked for.
+    pub(crate) fn after(&mut self, error: &Error) -> Duration {
+        let wait = self.next();
+        error
+            .retry_after()
+            .map_or(wait, |asked| at_least(asked).max(wait))
     }
 }
 
@@ -66,6 +76,10 @@ mod tests {
         for _ in 0..100 {
             assert!(backoff.next() <= Duration::from_millis(150));
         }
+        let full = Error::resource_exhausted("full");
+        assert!(backoff.after(&full) <= Duration::from_millis(150));
+        let full = full.with_retry_after(Duration::from_millis(200));
+        assert!(backoff.after(&full) >= Duration::from_millis(200));
         let asked = Duration::from_secs(4);
         let wait = at_least(asked);
         assert!(wait >= asked && wait <= Duration::from_secs(5));

@@ -21,6 +21,7 @@ pub(crate) mod output;
 pub(crate) mod oversize;
 pub(crate) mod policy;
 pub(crate) mod power;
+pub(crate) mod quotas;
 pub(crate) mod resources;
 pub(crate) mod shutdown;
 pub(crate) mod slow_readers;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::settings;
 use super::super::shape::{Shape, join};
-use super::super::{Limits, json_schemas, units};
+use super::super::{Limits, Quota, Quotas, json_schemas, units};
 use super::Home;
 
 fn repository() -> PathBuf {
@@ -90,9 +90,9 @@ fn every_setting_is_documented() {
     wanted.retain(|name| !name.starts_with("limits.") && name != "plugins");
     names(&settings::MANIFEST, "", &mut wanted);
     names(&settings::OVERRIDE, "", &mut wanted);
-    // The same keys three times over.
+    // The same keys over and over.
     for name in &mut wanted {
-        for table in ["grants", "deny"] {
+        for table in ["grants", "deny", "quotas"] {
             if name.starts_with(&format!("{table}.")) {
                 *name = format!("{table}.*");
             }
@@ -142,6 +142,22 @@ fn every_limit_is_documented_with_its_value() {
         missing.is_empty(),
         "docs/reference/limits.md lacks:\n{missing:#?}"
     );
+}
+
+#[test]
+fn every_quota_is_documented_with_its_default() {
+    let text = document("limits.md");
+    for quota in Quota::ALL {
+        let value = match Quotas::default().limit(quota) {
+            bytes if quota.unit() == "bytes per second" => units::show_size(bytes),
+            value => value.to_string(),
+        };
+        let key = quota.key();
+        let is_its = |line: &str| {
+            line.starts_with(&format!("| `{key}` | ")) && line.contains(&format!(" | {value} | "))
+        };
+        assert!(text.lines().any(is_its), "limits.md: {key} = {value}");
+    }
 }
 
 #[test]

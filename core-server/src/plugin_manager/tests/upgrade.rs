@@ -3,7 +3,6 @@
 
 use super::children::{IDLE, child};
 use super::*;
-use crate::channel::CallerSlots;
 use crate::config::{Replaced, Upgrade, UpgradeSource, Upgrades};
 use crate::error::{Classify as _, Reason};
 use crate::routing::Call;
@@ -265,7 +264,7 @@ async fn calls_in_the_gap_wait_for_the_new_version() {
         timeout: Some(PATIENCE),
         wait_for_ready: false,
         caller: Source::Operator,
-        slots: Arc::<CallerSlots>::default(),
+        slot: None,
         cause: None,
         traceparent: String::new(),
     };

@@ -69,7 +69,7 @@ fn call(service: &str) -> Call {
         timeout: None,
         wait_for_ready: false,
         caller: Source::Operator,
-        slots: Arc::default(),
+        slot: None,
         cause: None,
         traceparent: String::new(),
     }
@@ -177,15 +177,7 @@ async fn refusals_follow_the_table() {
         ..call("lamp.on")
     };
     assert_eq!(end(late), Reason::Deadline);
-    let busy = Call {
-        slots: Arc::default(),
-        ..call("lamp.on")
-    };
-    let slots: Vec<_> = (0..1_024)
-        .map(|_| busy.slots.take(1_024).expect("free"))
-        .collect();
-    assert_eq!(end(busy), Reason::CallerBusy);
-    drop((slots, holds_the_place));
+    drop(holds_the_place);
     fixture.router.begin_shutdown();
     assert_eq!(end(call("lamp.on")), Reason::ShuttingDown);
 }

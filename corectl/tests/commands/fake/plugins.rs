@@ -575,6 +575,27 @@ impl Introspection for Shared {
         }))
     }
 
+    async fn get_quotas(
+        &self,
+        request: Request<IntrospectionGetQuotasRequest>,
+    ) -> Result<Response<IntrospectionGetQuotasResponse>, Status> {
+        let quota = |name: &str, unit: &str, limit, used, refused| PluginQuota {
+            plugin: request.get_ref().plugin.clone(),
+            name: name.to_owned(),
+            unit: unit.to_owned(),
+            limit,
+            used,
+            refused,
+        };
+        Ok(Response::new(IntrospectionGetQuotasResponse {
+            quotas: vec![
+                quota("calls_per_second", "calls per second", 2_000, 1_999, 17),
+                quota("state_writes_per_second", "writes per second", 0, 0, 0),
+                quota("connections", "connections", 8, 2, 0),
+            ],
+        }))
+    }
+
     async fn get_stats(
         &self,
         _request: Request<IntrospectionGetStatsRequest>,

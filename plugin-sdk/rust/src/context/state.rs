@@ -332,7 +332,7 @@ impl StateWatch {
                     {
                         return Err(error);
                     }
-                    Err(_) => tokio::time::sleep(backoff.next()).await,
+                    Err(error) => tokio::time::sleep(backoff.after(&error)).await,
                 }
                 continue;
             };

@@ -164,11 +164,16 @@ impl StorageWatch {
                     return Err(error);
                 }
                 // In the middle of the snapshot there is no place to go on from.
-                _ if self.cursor.is_none() => {
-                    self.forget();
-                    tokio::time::sleep(backoff.next()).await;
+                failure => {
+                    if self.cursor.is_none() {
+                        self.forget();
+                    }
+                    let wait = match failure {
+                        Some(error) => backoff.after(&error),
+                        None => backoff.next(),
+                    };
+                    tokio::time::sleep(wait).await;
                 }
-                _ => tokio::time::sleep(backoff.next()).await,
             }
         }
     }

@@ -126,13 +126,12 @@ impl Reader {
             if self.went_live {
                 backoff.reset();
             }
-            let refused = matches!(
-                error.code(),
-                Code::InvalidArgument
-                    | Code::PermissionDenied
-                    | Code::ResourceExhausted
-                    | Code::Unauthenticated
-            );
+            let refused = match error.code() {
+                Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => true,
+                // Where waiting helps, that is said.
+                Code::ResourceExhausted => error.retry_after().is_none(),
+                _ => false,
+            };
             if refused && let Some(live) = self.live.take() {
                 self.queue.finish();
                 drop(live.send(Err(error)));
@@ -140,7 +139,7 @@ impl Reader {
             }
             let wait = match refused {
                 true => REFUSED_WAIT,
-                false => error.retry_after().unwrap_or_else(|| backoff.next()),
+                false => backoff.after(&error),
             };
             tracing::debug!(%error, ?wait, "a subscription broke and will be opened again");
             tokio::time::sleep(wait).await;
