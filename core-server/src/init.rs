@@ -328,10 +328,10 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 // All but one may be told that it is in use.
-                scope.spawn(|| init(&config, &[]).map(drop));
+                scope.spawn(|| init(&config, &[], Tokens::Kept).map(drop));
             }
         });
-        init(&config, &[]).expect("whole");
+        init(&config, &[], Tokens::Kept).expect("whole");
         let path = |name| config.data_dir.join("security").join(name);
         let core = core_tls::Pin::of(&pem(&path("ca.pem"))[0]);
         let chain = pem(&path("server.pem"));

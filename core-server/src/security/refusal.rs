@@ -44,7 +44,7 @@ pub enum Error {
         method: String,
     },
     /// The peer's user is not the one the token was made for, or cannot be told.
-    #[error("the token is for a child of the core, as its own user on core.sock")]
+    #[error("the token was made for another user, or for core.sock alone")]
     WrongUser,
     /// The peer of the operator socket is no operator.
     #[error("uid {uid} is not an operator of this core; add it to `operators` in core.toml")]

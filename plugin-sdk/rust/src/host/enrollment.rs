@@ -20,6 +20,10 @@ pub(crate) struct Enrollment {
     pub(crate) invitation: Option<JoinString>,
     /// The core has refused the certificate: perhaps it has expired by the core's clock.
     refused: Arc<Notify>,
+    /// The first certificate is there.
+    joined: Arc<Notify>,
+    /// Another one is.
+    renewed: Arc<Notify>,
 }
 
 impl Enrollment {
@@ -28,7 +32,14 @@ impl Enrollment {
             directory,
             invitation,
             refused: Arc::default(),
+            joined: Arc::default(),
+            renewed: Arc::default(),
         }
+    }
+
+    /// Completes when the certificate was renewed since this was last asked, or will be.
+    pub(crate) async fn renewed(&self) {
+        self.renewed.notified().await;
     }
 
     /// Joins, unless there is a certificate.
@@ -61,6 +72,7 @@ impl Enrollment {
                 ))
             })?;
         tracing::info!(plugin = enrolled.plugin, "joined");
+        self.joined.notify_one();
         Ok(())
     }
 
@@ -81,11 +93,15 @@ impl Enrollment {
                 let nap = tokio::time::sleep(due.min(LONGEST_NAP));
                 tokio::select! {
                     () = nap => continue,
+                    () = self.joined.notified() => continue,
                     () = self.refused.notified() => {}
                 }
             }
             match self.renew().await {
-                Ok(()) => tracing::info!("the certificate was renewed"),
+                Ok(()) => {
+                    tracing::info!("the certificate was renewed");
+                    self.renewed.notify_one();
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the certificate was not renewed");
                     tokio::time::sleep(RENEW_AGAIN).await;

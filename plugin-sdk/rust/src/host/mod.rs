@@ -172,7 +172,7 @@ impl Host {
                 ),
             };
             if stop
-                .run_until_cancelled(tokio::time::sleep(wait))
+                .run_until_cancelled(self.settings.wait(wait))
                 .await
                 .is_none()
             {

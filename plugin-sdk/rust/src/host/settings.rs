@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use core_proto::contract::env;
 use core_proto::embed::Embedding;
@@ -70,6 +71,20 @@ impl Settings {
     /// What is missing, and what to do about it.
     pub fn from_env() -> Result<Self, SettingsError> {
         Self::from_variables(|name| std::env::var(name).ok().filter(|text| !text.is_empty()))
+    }
+
+    /// Waits before the next try to connect; less if there is another certificate to try with.
+    pub(super) async fn wait(&self, wait: Duration) {
+        let renewed = async {
+            match &self.enrollment {
+                Some(enrollment) => enrollment.renewed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = renewed => {}
+        }
     }
 
     fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
