@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn sources_are_watched_and_what_is_made_of_them_is_not() {
         let home = tempfile::tempdir().expect("a directory");
-        let watched = ["plugin.toml", "src/main.rs", "src/deep/er.rs"];
+        let watched = ["plugin.toml", "src/deep/er.rs", "src/main.rs"];
         let passed_by = [
             "target/debug/lamp",
             ".git/index",
