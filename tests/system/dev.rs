@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::time::Duration;
 
 use core_proto::v1;
-use core_tests::{Client, TestCore, eventually, finished, is_alive, program, signal, within};
+use core_tests::{
+    Client, Declared, TestCore, eventually, finished, is_alive, program, signal, within,
+};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::process::Child;
@@ -53,7 +56,9 @@ async fn interrupt(session: &mut Child) -> Option<i32> {
 
 #[tokio::test]
 async fn a_plugin_is_started_anew_when_its_files_change_and_gone_in_the_end() {
-    let core = TestCore::start().await;
+    // A crash says no goodbye: its run is over once its channel has not come back for so long.
+    let lamp = Declared::remote("lamp").suspend(Duration::from_millis(300));
+    let core = TestCore::builder().plugin(lamp).start().await;
     let operator = core.operator();
     let sources = core.directory().join("sources");
     fs::create_dir(&sources).expect("made");
@@ -104,9 +109,6 @@ async fn a_plugin_is_started_anew_when_its_files_change_and_gone_in_the_end() {
     assert_eq!(interrupt(&mut session).await, Some(130));
     assert!(!is_alive(third), "it was ended before the session");
     assert_eq!(credentials(&core).await, [], "the token is revoked");
-    let request = v1::PluginManagerListRequest::default();
-    let listed = operator.plugin_manager().list(request).await;
-    assert_eq!(listed.expect("listed").into_inner().plugins, []);
     // The plugin's own lines are the session's.
     assert!(said(&core).contains("lamp"), "{}", said(&core));
     core.shutdown().await;
@@ -128,6 +130,10 @@ async fn a_command_that_ends_well_waits_for_a_change_and_one_that_hangs_is_kille
     eventually!(ends() == 2, "{}", said(&core));
     assert_eq!(interrupt(&mut session).await, Some(130));
     assert_eq!(credentials(&core).await, []);
+    let request = v1::PluginManagerListRequest::default();
+    let listed = core.operator().plugin_manager().list(request).await;
+    let listed = listed.expect("listed").into_inner().plugins;
+    assert_eq!(listed, [], "what has no credential is not known");
 
     // What ignores SIGTERM goes with the second Ctrl-C, and so does what it has started.
     let script = "trap '' TERM; echo $$ > hanging.pid; sleep 600 & wait; wait";
@@ -150,7 +156,7 @@ async fn a_command_that_ends_well_waits_for_a_change_and_one_that_hangs_is_kille
 #[tokio::test]
 async fn what_cannot_be_run_is_told_at_once_and_leaves_no_token() {
     let core = TestCore::builder()
-        .plugin(core_tests::Declared::process("child", ECHO))
+        .plugin(Declared::process("child", ECHO))
         .start()
         .await;
     let socket = core.runtime().operator_socket().display().to_string();

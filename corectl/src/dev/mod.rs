@@ -8,6 +8,7 @@
 //! | a watched file changed, and nothing more for half a second | the process is ended and started anew |
 //! | it ended with an error | it is started again, after 250 ms and up to 5 s, or at once with a change |
 //! | it ended with 0 | it is started again with the next change |
+//! | its token is 23 hours old | it is started anew with another |
 //! | Ctrl-C, SIGTERM, SIGHUP | it is ended, the token is revoked; a second signal kills it |
 //!
 //! Each start has a token of its own, good for a day: one that was left by a `corectl` that was killed does
@@ -38,6 +39,8 @@ use watch::Watch;
 
 /// Life of a token.
 const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3_600);
+/// So long before its token ends, the process is started anew: the end of a token ends what it opened.
+const RENEWED_BEFORE: Duration = Duration::from_secs(3_600);
 /// Wait before the first start after a failure; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest.
@@ -223,6 +226,14 @@ impl Session<'_> {
                         return Err(Failure::Interrupted);
                     }
                     waits = Waits::default();
+                    next = Next::Start;
+                    continue;
+                }
+                () = sleep(TOKEN_LIFE - RENEWED_BEFORE) => {
+                    note("dev: its token is nearly a day old; it is started anew with another");
+                    if process.end_unless(signals.next()).await {
+                        return Err(Failure::Interrupted);
+                    }
                     next = Next::Start;
                     continue;
                 }
