@@ -81,13 +81,19 @@ fn token(name: &str) -> String {
 }
 
 async fn tcp_address(operator: &Client) -> Result<SocketAddr> {
-    let mut introspection = operator.introspection();
-    let info = introspection.get_info(IntrospectionGetInfoRequest {}).await;
-    let info = info.context("the core tells of itself")?.into_inner();
-    let mut addresses = info.addresses.iter();
+    let addresses = addresses(operator).await?;
+    let mut addresses = addresses.iter();
     addresses
         .find_map(|address| address.parse().ok())
         .context("it listens on TCP")
+}
+
+/// Where the core listens, in its own words.
+pub(crate) async fn addresses(operator: &Client) -> Result<Vec<String>> {
+    let mut introspection = operator.introspection();
+    let info = introspection.get_info(IntrospectionGetInfoRequest {}).await;
+    let info = info.context("the core tells of itself")?;
+    Ok(info.into_inner().addresses)
 }
 
 impl Remote {

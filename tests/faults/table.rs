@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use crate::report::Row;
 use crate::rows::{
     calls, chaos, clock, database, dependencies, descriptors, disk, exits, floods, graph, http2,
-    identity, kills, liveness, mutations, network, orphans, output, oversize, policy, power,
-    quotas, resources, shutdown, slow_readers, slowloris, soak, start, stop, storm, swizzle,
+    identity, kills, liveness, machines, mutations, network, orphans, output, oversize, policy,
+    power, quotas, resources, shutdown, slow_readers, slowloris, soak, start, stop, storm, swizzle,
     upgrade,
 };
 
@@ -181,7 +181,10 @@ faults! {
     "54" "soak: 90 s at half of the capacity",
         "RSS slope < 1 MiB/h (with --long, 8 h; else no lost object for each operation), descriptors and tasks flat, p99 drift < 20 %",
         Alone 30000 => soak::half_load;
-    "57" "one plugin floods each surface at ten times its quota",
+    "57" "plugins on other machines: cable pulled for 3 s / 60 s, a late link, renewal, revocation",
+        "each joins by one command; rules of row 38; a renewed certificate goes on, a revoked one ends <= 1 s",
+        Patient 240 => machines::elsewhere;
+    "58" "one plugin floods each surface at ten times its quota",
         "refused with RATE_LIMITED and the true wait; another plugin's p99 on the same surface <= 2x; RSS bounded",
         Alone 180 => quotas::flood;
 }

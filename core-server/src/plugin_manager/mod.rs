@@ -179,9 +179,7 @@ enum Message {
         deadline: Instant,
         reply: oneshot::Sender<Result<PluginInfo, Error>>,
     },
-    TakeTurn {
-        reply: oneshot::Sender<()>,
-    },
+    TakeTurn(oneshot::Sender<()>),
     Shutdown {
         deadline: Instant,
         reply: oneshot::Sender<Report>,
@@ -415,7 +413,7 @@ impl PluginManager {
     /// Cancel safe.
     pub async fn takes_its_turn(&self) {
         let (reply, answer) = oneshot::channel();
-        let asked = self.mailbox.send(Message::TakeTurn { reply }).await;
+        let asked = self.mailbox.send(Message::TakeTurn(reply)).await;
         if asked.is_err() || answer.await.is_err() {
             std::future::pending().await
         }

@@ -293,7 +293,7 @@ impl Worker {
             Message::Reload { manifests, reply } => self.reload(manifests, reply),
             Message::Know { add, remove, reply } => self.know(add, &remove, reply),
             // Whoever asked may have given up.
-            Message::TakeTurn { reply } => drop(reply.send(())),
+            Message::TakeTurn(reply) => reply.send(()).unwrap_or(()),
             Message::Upgrade {
                 manifest,
                 record,

@@ -14,6 +14,7 @@ pub(crate) mod http2;
 pub(crate) mod identity;
 pub(crate) mod kills;
 pub(crate) mod liveness;
+pub(crate) mod machines;
 pub(crate) mod mutations;
 pub(crate) mod network;
 pub(crate) mod orphans;

@@ -14,7 +14,7 @@
 mod pump;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -132,7 +132,15 @@ impl Proxy {
     /// # Panics
     /// When there is no port.
     pub async fn before(target: SocketAddr, seed: u64) -> Self {
-        let listener = listen().expect("a port");
+        Self::between(IpAddr::V4(Ipv4Addr::LOCALHOST), target, seed).await
+    }
+
+    /// As [`Self::before`], on a free port of another of this machine's IPv4 addresses.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub async fn between(here: IpAddr, target: SocketAddr, seed: u64) -> Self {
+        let listener = listen(here).expect("a port");
         let address = listener.local_addr().expect("bound");
         let (faults, orders) = (watch::Sender::default(), watch::Sender::default());
         let counted = Arc::<Counted>::default();
@@ -222,11 +230,11 @@ impl Drop for Proxy {
     }
 }
 
-fn listen() -> io::Result<TcpListener> {
+fn listen(here: IpAddr) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     // Before it listens: connections inherit it.
     socket.set_recv_buffer_size(SYSTEM_BUFFER_BYTES)?;
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    socket.bind(SocketAddr::new(here, 0))?;
     socket.listen(1_024)
 }
 
