@@ -263,8 +263,8 @@ async fn revoked(row: &Row, operator: &Client, timeline: &Timeline, name: &str) 
 /// A network namespace, and a pair of interfaces that is its cable. Removed when this is dropped.
 struct Machine {
     name: String,
-    /// The namespace's end of the cable.
-    there: String,
+    /// This machine's end of the cable, and the namespace's.
+    ends: [String; 2],
     /// This machine's address on the cable.
     here: Ipv4Addr,
     directory: tempfile::TempDir,
@@ -283,18 +283,18 @@ impl Machine {
         ip(&["netns", "add", &name]).await?;
         let machine = Self {
             name,
-            there,
+            ends: [left, there],
             here,
             directory: tempfile::tempdir().context("a directory")?,
         };
-        let Self { name, there, .. } = &machine;
+        let (name, [left, there]) = (&machine.name, &machine.ends);
         let (own_end, its_end) = (format!("{here}/30"), format!("{address}/30"));
         let veth = [
-            "link", "add", &left, "type", "veth", "peer", "name", there, "netns", name,
+            "link", "add", left, "type", "veth", "peer", "name", there, "netns", name,
         ];
         ip(&veth).await?;
-        ip(&["address", "add", &own_end, "dev", &left]).await?;
-        ip(&["link", "set", &left, "up"]).await?;
+        ip(&["address", "add", &own_end, "dev", left]).await?;
+        ip(&["link", "set", left, "up"]).await?;
         ip(&["-n", name, "address", "add", &its_end, "dev", there]).await?;
         ip(&["-n", name, "link", "set", "lo", "up"]).await?;
         machine.cable("up").await?;
@@ -303,7 +303,7 @@ impl Machine {
 
     /// `up` or `down`.
     async fn cable(&self, how: &str) -> Result<()> {
-        ip(&["-n", &self.name, "link", "set", &self.there, how]).await?;
+        ip(&["-n", &self.name, "link", "set", &self.ends[1], how]).await?;
         if how == "up" {
             // All of this machine's addresses are behind the cable; its route goes with it.
             let here = self.here.to_string();
@@ -356,9 +356,15 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Both ends of the cable go with it. Whether it is gone nobody can be told here.
-        let mut remove = std::process::Command::new("ip");
-        remove.args(["netns", "delete", &self.name]).status().ok();
+        // The cable by itself: connections that a killed plugin left hold the namespace for minutes.
+        // Whether all is gone nobody can be told here.
+        for remove in [
+            ["link", "delete", &self.ends[0]],
+            ["netns", "delete", &self.name],
+        ] {
+            let mut ip = std::process::Command::new("ip");
+            ip.args(remove).stderr(Stdio::null()).status().ok();
+        }
     }
 }
 
