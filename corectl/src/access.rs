@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use core_proto::v1::{
     AccessCreateTokenRequest, AccessInviteRequest, AccessListCredentialsRequest,
-    AccessRevokeCredentialRequest, CredentialInfo,
+    AccessRevokeCredentialRequest, CredentialInfo, Permission,
 };
 use core_tls::{CredentialsDir, EnrollError, JoinString};
 use serde::Serialize;
@@ -221,11 +221,13 @@ pub(crate) async fn invite(
     core: &Core,
     plugin: &str,
     valid_for: Option<Duration>,
+    granted: &[Permission],
     output: &mut Output,
 ) -> Result<(), Failure> {
     let question = AccessInviteRequest {
         plugin: plugin.to_owned(),
         valid_for: wire(valid_for),
+        permissions: granted.to_vec(),
     };
     let mut client = core.access();
     let invited = core

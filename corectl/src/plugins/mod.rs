@@ -4,6 +4,7 @@ mod explain;
 mod level;
 mod logs;
 mod order;
+pub(crate) mod permissions;
 mod quotas;
 mod upgrade;
 pub(crate) mod view;
@@ -82,8 +83,15 @@ pub(crate) async fn run(
             let outcome = Outcome::of(core, name, upgrade::request(core, name, path).await).await;
             finish(vec![outcome], output)
         }
-        PluginsCommand::Invite { name, valid_for } => {
-            access::invite(core, name, *valid_for, output).await
+        PluginsCommand::Invite {
+            name,
+            valid_for,
+            grant,
+        } => access::invite(core, name, *valid_for, grant, output).await,
+        PluginsCommand::Permissions { name } => permissions::show(core, name, output).await,
+        PluginsCommand::Grant { name, what } => permissions::grant(core, name, what, output).await,
+        PluginsCommand::Revoke { name, what } => {
+            permissions::revoke(core, name, what, output).await
         }
         PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
         PluginsCommand::LogLevel(arguments) => level::run(core, arguments, output).await,
@@ -184,6 +192,7 @@ async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Fa
             }
             output.line("")?;
             let mut facts = facts(&info);
+            permissions::add_facts(core, name, &mut facts).await;
             quotas::show(&quotas, &mut facts);
             output.table(&facts, "")
         }
