@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use core_proto::v1::Permission;
-
-use crate::access::TokensCommand;
-use crate::plugins::permissions::parse as parse_permission;
+use crate::access::{InviteArgs, TokensCommand};
+use crate::plugins::permissions::PermissionsCommand;
 use crate::time::Moment;
 
 /// Operates a core: plugins, services, events, state and storage.
@@ -183,43 +181,9 @@ pub(crate) enum PluginsCommand {
         path: PathBuf,
     },
     /// Let a plugin on another machine in: prints a join string, good once.
-    Invite {
-        /// The plugin; one that is not configured becomes a remote plugin.
-        name: String,
-        /// How long it is good: up to 24h. Usual: 10m.
-        #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
-        valid_for: Option<Duration>,
-        /// What it is granted once it has joined: publish=home.scene. May be repeated.
-        #[arg(long, value_name = "ACTION=RESOURCE", value_parser = parse_permission)]
-        grant: Vec<Permission>,
-    },
-    /// Show what a plugin asks for, what it is granted and by whom, and what is missing.
-    Permissions {
-        /// The plugin.
-        name: String,
-    },
-    /// Grant a plugin what it asks for, or what is named; takes effect at once.
-    ///
-    /// ACTION is publish, subscribe, provide, call, storage.read, storage.write, state.read,
-    /// state.write, manage or env; RESOURCE a topic, service, key or namespace, or a pattern of them:
-    /// * is one token, > the rest.
-    Grant {
-        /// The plugin.
-        name: String,
-        /// What to grant: publish=home.scene. All that it asks for if none is given.
-        #[arg(value_name = "ACTION=RESOURCE", value_parser = parse_permission)]
-        what: Vec<Permission>,
-    },
-    /// Take back what operators have granted; takes effect at once.
-    ///
-    /// What its manifest or the configuration grants stays.
-    Revoke {
-        /// The plugin.
-        name: String,
-        /// What to take back, as it was granted. All if none is given.
-        #[arg(value_name = "ACTION=RESOURCE", value_parser = parse_permission)]
-        what: Vec<Permission>,
-    },
+    Invite(InviteArgs),
+    #[command(flatten)]
+    Permissions(PermissionsCommand),
     /// Show what a plugin wrote.
     Logs(LogsArgs),
     /// Show or set how much a plugin logs, or the core itself ("core"); takes effect at once.

@@ -8,7 +8,7 @@ use core_tests::{Client, Declared, Hello, RawPlugin, TestCore, Told, eventually,
 use core_tls::ClientTls;
 use plugin_sdk::{Ctx, Plugin};
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status, Streaming};
 
 use super::ECHO;
 
@@ -87,6 +87,20 @@ async fn with_token(core: &TestCore, plugin: &str) -> Client {
     let made = core.operator().access().create_token(request).await;
     let token = made.expect("made").into_inner().token;
     core.anonymous().with_token(&token)
+}
+
+/// How a stream ends; what comes before is passed over.
+async fn end_of<T>(mut stream: Streaming<T>) -> Status {
+    let end = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ends without saying why"),
+                Err(status) => return status,
+            }
+        }
+    };
+    within("the stream ends", end).await
 }
 
 fn audited(core: &TestCore) -> Vec<Value> {
@@ -222,23 +236,12 @@ async fn what_is_revoked_ends_at_once_and_the_run_goes_on() {
     assert!(revoked.permissions.is_empty(), "{:?}", revoked.permissions);
     let ended = within("the subscription ends", events.end()).await;
     Told::by(&ended).is(Code::PermissionDenied, "NOT_GRANTED");
-    let (mut state, mut stored) = (state.into_inner(), stored.into_inner());
-    let end = async {
-        loop {
-            if let Err(status) = state.message().await.map(|it| it.expect("an error first")) {
-                return status;
-            }
-        }
-    };
-    Told::by(&within("the watch ends", end).await).is(Code::PermissionDenied, "NOT_GRANTED");
-    let end = async {
-        loop {
-            if let Err(status) = stored.message().await.map(|it| it.expect("an error first")) {
-                return status;
-            }
-        }
-    };
-    Told::by(&within("the watch ends", end).await).is(Code::PermissionDenied, "NOT_GRANTED");
+    for ended in [
+        end_of(state.into_inner()).await,
+        end_of(stored.into_inner()).await,
+    ] {
+        Told::by(&ended).is(Code::PermissionDenied, "NOT_GRANTED");
+    }
     let info = operator.plugin("lamp").await;
     assert_eq!(info.services, ["lamp.on"]);
     assert_eq!((info.phase.as_str(), info.generation), ("ready", 1));
@@ -276,27 +279,19 @@ async fn who_may_not_manage_any_more_sees_no_more_of_others() {
         .expect("admitted");
     let mut manager = warden.client().plugin_manager();
     let watch = v1::PluginManagerWatchRequest::default();
-    let mut watch = manager.watch(watch).await.expect("granted").into_inner();
+    let watch = manager.watch(watch).await.expect("granted").into_inner();
     let logs = v1::PluginManagerLogsRequest {
         name: "warden".to_owned(),
         follow: true,
         ..Default::default()
     };
-    let mut logs = manager.logs(logs).await.expect("granted").into_inner();
+    let logs = manager.logs(logs).await.expect("granted").into_inner();
     revoke(&core, "warden", &["manage=plugins.view"]).await;
-    let ended = async {
-        loop {
-            if let Err(status) = watch.message().await {
-                return status;
-            }
-        }
-    };
-    Told::by(&within("the watch ends", ended).await)
+    Told::by(&end_of(watch).await)
         .is(Code::PermissionDenied, "NOT_GRANTED")
         .says("corectl plugins grant warden manage=plugins.view");
     revoke(&core, "warden", &[]).await;
-    let ended = within("the logs end", logs.message()).await;
-    Told::by(&ended.expect_err("revoked")).is(Code::PermissionDenied, "NOT_GRANTED");
+    Told::by(&end_of(logs).await).is(Code::PermissionDenied, "NOT_GRANTED");
     core.shutdown().await;
 }
 

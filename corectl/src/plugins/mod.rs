@@ -83,16 +83,8 @@ pub(crate) async fn run(
             let outcome = Outcome::of(core, name, upgrade::request(core, name, path).await).await;
             finish(vec![outcome], output)
         }
-        PluginsCommand::Invite {
-            name,
-            valid_for,
-            grant,
-        } => access::invite(core, name, *valid_for, grant, output).await,
-        PluginsCommand::Permissions { name } => permissions::show(core, name, output).await,
-        PluginsCommand::Grant { name, what } => permissions::grant(core, name, what, output).await,
-        PluginsCommand::Revoke { name, what } => {
-            permissions::revoke(core, name, what, output).await
-        }
+        PluginsCommand::Invite(arguments) => access::invite(core, arguments, output).await,
+        PluginsCommand::Permissions(command) => permissions::run(core, command, output).await,
         PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
         PluginsCommand::LogLevel(arguments) => level::run(core, arguments, output).await,
     }

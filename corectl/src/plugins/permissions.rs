@@ -1,5 +1,6 @@
 //! `corectl plugins permissions`, `grant`, `revoke`: what a plugin may do beyond its own area.
 
+use clap::Subcommand;
 use core_proto::v1::{
     AccessGrantRequest, AccessListPermissionsRequest, AccessRevokeRequest, Permission,
     PermissionInfo,
@@ -10,6 +11,51 @@ use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::output::{Cell, Form, Output, Table, Tone, note};
 use crate::time;
+
+/// The commands of `corectl plugins` about permissions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PermissionsCommand {
+    /// Show what a plugin asks for, what it is granted and by whom, and what is missing.
+    Permissions {
+        /// The plugin.
+        name: String,
+    },
+    /// Grant a plugin what it asks for, or what is named; takes effect at once.
+    ///
+    /// ACTION is publish, subscribe, provide, call, storage.read, storage.write, state.read,
+    /// state.write, manage or env; RESOURCE a topic, service, key or namespace, or a pattern of them:
+    /// * is one token, > the rest.
+    Grant {
+        /// The plugin.
+        name: String,
+        /// What to grant: publish=home.scene. All that it asks for if none is given.
+        #[arg(value_name = "ACTION=RESOURCE", value_parser = parse)]
+        what: Vec<Permission>,
+    },
+    /// Take back what operators have granted; takes effect at once.
+    ///
+    /// What its manifest or the configuration grants stays.
+    Revoke {
+        /// The plugin.
+        name: String,
+        /// What to take back, as it was granted. All if none is given.
+        #[arg(value_name = "ACTION=RESOURCE", value_parser = parse)]
+        what: Vec<Permission>,
+    },
+}
+
+/// Runs one of them.
+pub(super) async fn run(
+    core: &Core,
+    command: &PermissionsCommand,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match command {
+        PermissionsCommand::Permissions { name } => show(core, name, output).await,
+        PermissionsCommand::Grant { name, what } => grant(core, name, what, output).await,
+        PermissionsCommand::Revoke { name, what } => revoke(core, name, what, output).await,
+    }
+}
 
 /// The JSON shape of one permission.
 #[derive(Debug, Serialize)]
@@ -99,7 +145,7 @@ async fn listed(core: &Core, name: &str) -> Result<Vec<PermissionInfo>, Failure>
 }
 
 /// `corectl plugins permissions NAME`.
-pub(super) async fn show(core: &Core, name: &str, output: &mut Output) -> Result<(), Failure> {
+async fn show(core: &Core, name: &str, output: &mut Output) -> Result<(), Failure> {
     let permissions = listed(core, name).await?;
     match output.form() {
         Form::Json => output.json(&PermissionsView {
@@ -169,7 +215,7 @@ pub(super) async fn add_facts(core: &Core, name: &str, table: &mut Table) {
 }
 
 /// `corectl plugins grant NAME [ACTION=RESOURCE…]`.
-pub(super) async fn grant(
+async fn grant(
     core: &Core,
     name: &str,
     named: &[Permission],
@@ -212,7 +258,7 @@ pub(super) async fn grant(
 }
 
 /// `corectl plugins revoke NAME [ACTION=RESOURCE…]`.
-pub(super) async fn revoke(
+async fn revoke(
     core: &Core,
     name: &str,
     named: &[Permission],
