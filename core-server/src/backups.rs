@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use core_server::config::{self, Config, Flags};
 use core_server::error::chain;
 use core_server::home::{self, Places, Restored};
+use core_server::security::audit;
 use core_server::storage::offline;
 
 use crate::cli::{ExitCode, tell};
@@ -78,7 +79,23 @@ pub(crate) fn restore(
         return restore_home(flags, cwd, backup, keep_configuration);
     }
     let config = load(flags, cwd)?;
+    note_restore(backup, &config.data_dir);
     Ok(restore_database(backup, &config.storage.path))
+}
+
+/// Before it is done, like everything that is allowed.
+fn note_restore(backup: &Path, data_dir: &Path) {
+    let record = audit::Record {
+        action: "restore".to_owned(),
+        decision: audit::decision::ALLOWED,
+        operator: format!("uid {}", rustix::process::geteuid().as_raw()),
+        resource: backup.display().to_string(),
+        rule: "operator".to_owned(),
+        ..audit::Record::default()
+    };
+    if let Err(error) = audit::note_offline(&data_dir.join("security"), &record) {
+        tell(&format!("the audit log cannot be written: {error}"));
+    }
 }
 
 fn restore_database(backup: &Path, database: &Path) -> ExitCode {
@@ -137,6 +154,8 @@ fn restore_home(
             ..Places::of(&load(flags, cwd)?)
         },
     };
+    let data_dir = &places.data_dir;
+    note_restore(backup, data_dir);
     let restored = home::restore(backup, &places, SystemTime::now()).map_err(failed)?;
     say(&told(&backup.display().to_string(), &places, &restored));
     Ok(ExitCode::Clean)

@@ -151,6 +151,7 @@ reasons! {
     NoTls = "NO_TLS",
     CredentialsFull = "CREDENTIALS_FULL",
     NoSuchCredential = "NO_SUCH_CREDENTIAL",
+    GrantsFull = "GRANTS_FULL",
 }
 
 /// What an error says of itself beyond its text.
@@ -208,6 +209,17 @@ pub struct ApplicationFailure {
     pub message: String,
     /// The provider's `google.rpc.Status.details`: type URL and bytes of each.
     pub details: Vec<(String, Bytes)>,
+}
+
+impl Failure {
+    /// The stable word, of an error of the core.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::System(failure) => Some(failure.reason),
+            Self::Application(_) => None,
+        }
+    }
 }
 
 impl<E: Classify> From<E> for Failure {

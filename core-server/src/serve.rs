@@ -134,7 +134,8 @@ fn exit_code(error: &RuntimeError) -> ExitCode {
         RuntimeError::EmbeddedName(_)
         | RuntimeError::Tls(_)
         | RuntimeError::Authority(_)
-        | RuntimeError::Credentials { .. } => ExitCode::BadConfiguration,
+        | RuntimeError::Credentials { .. }
+        | RuntimeError::Grants { .. } => ExitCode::BadConfiguration,
         RuntimeError::Storage(_)
         | RuntimeError::DataDirectory { .. }
         | RuntimeError::Listen(_)

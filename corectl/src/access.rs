@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use core_proto::v1::{
     AccessCreateTokenRequest, AccessInviteRequest, AccessListCredentialsRequest,
-    AccessRevokeCredentialRequest, CredentialInfo,
+    AccessRevokeCredentialRequest, CredentialInfo, Permission,
 };
 use core_tls::{CredentialsDir, EnrollError, JoinString};
 use serde::Serialize;
@@ -15,6 +15,7 @@ use crate::cli::parse_timeout;
 use crate::connect::{Core, UNARY_TIMEOUT};
 use crate::failure::Failure;
 use crate::output::{Cell, Form, Output, Table, note, now};
+use crate::plugins::permissions;
 use crate::time;
 
 /// The commands of `corectl tokens`.
@@ -53,6 +54,19 @@ pub(crate) enum TokensCommand {
         #[arg(long, value_name = "NAME", group = "which")]
         plugin: Option<String>,
     },
+}
+
+/// `corectl plugins invite NAME`.
+#[derive(Args, Debug)]
+pub(crate) struct InviteArgs {
+    /// The plugin; one that is not configured becomes a remote plugin.
+    name: String,
+    /// How long it is good: up to 24h. Usual: 10m.
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+    valid_for: Option<Duration>,
+    /// What it is granted once it has joined: publish=home.scene. May be repeated.
+    #[arg(long, value_name = "ACTION=RESOURCE", value_parser = permissions::parse)]
+    grant: Vec<Permission>,
 }
 
 /// The JSON shape of a credential.
@@ -219,13 +233,14 @@ async fn revoke(
 /// `corectl plugins invite NAME`.
 pub(crate) async fn invite(
     core: &Core,
-    plugin: &str,
-    valid_for: Option<Duration>,
+    arguments: &InviteArgs,
     output: &mut Output,
 ) -> Result<(), Failure> {
+    let (plugin, valid_for) = (arguments.name.as_str(), arguments.valid_for);
     let question = AccessInviteRequest {
         plugin: plugin.to_owned(),
         valid_for: wire(valid_for),
+        permissions: arguments.grant.clone(),
     };
     let mut client = core.access();
     let invited = core

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::access::TokensCommand;
+use crate::access::{InviteArgs, TokensCommand};
+use crate::plugins::permissions::PermissionsCommand;
 use crate::time::Moment;
 
 /// Operates a core: plugins, services, events, state and storage.
@@ -180,13 +181,9 @@ pub(crate) enum PluginsCommand {
         path: PathBuf,
     },
     /// Let a plugin on another machine in: prints a join string, good once.
-    Invite {
-        /// The plugin; one that is not configured becomes a remote plugin.
-        name: String,
-        /// How long it is good: up to 24h. Usual: 10m.
-        #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
-        valid_for: Option<Duration>,
-    },
+    Invite(InviteArgs),
+    #[command(flatten)]
+    Permissions(PermissionsCommand),
     /// Show what a plugin wrote.
     Logs(LogsArgs),
     /// Show or set how much a plugin logs, or the core itself ("core"); takes effect at once.

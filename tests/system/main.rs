@@ -12,6 +12,7 @@ mod dev;
 mod embedded;
 mod event_bus;
 mod first_start;
+mod grants;
 mod handshake;
 mod hanging;
 mod isolation;

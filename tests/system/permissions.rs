@@ -307,6 +307,8 @@ async fn under_review_a_manifest_asks_and_the_operator_grants() {
         .await
         .expect("admitted");
     let plugin = lamp.client();
+    // It waits to be granted all that it asks for; what it has it may use meanwhile.
+    core.operator().until_phase("lamp", "waiting_grant").await;
     plugin.publish("lamp.on", json!(1)).await.expect("its own");
     let denied = plugin
         .publish("home.scene", json!(1))

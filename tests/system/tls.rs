@@ -405,6 +405,28 @@ async fn a_certificate_is_replaced_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_somebody_else_replaces_is_noticed() {
+    let core = core().await;
+    let security = core.directory().join("data/security");
+    std::fs::remove_file(security.join("server.json")).expect("there");
+    let (authority, _) =
+        core_server::security::Authority::open_or_make(&security).expect("the same");
+    authority
+        .server_certificate(&["only-now.test".to_owned()])
+        .expect("made");
+    let shown = async || {
+        let stream = tokio::net::TcpStream::connect(core.tls_address()).await;
+        let stream = stream.expect("there");
+        trusting(&core)
+            .connect(stream, "only-now.test")
+            .await
+            .is_ok()
+    };
+    eventually!(shown().await, "nobody reloaded");
+    core.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_handshake_that_does_not_come_is_given_up() {
     let core = TestCore::builder()
         .tls()

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::handshake::Welcome;
 use crate::error::{ApplicationFailure, Failure};
+use crate::security::Listed;
 use crate::types::{Cause, Payload, PluginName, Source};
 
 /// A lifecycle hook.
@@ -179,6 +180,8 @@ pub enum Outbound {
         /// Whether it is STARTED now.
         available: bool,
     },
+    /// What the plugin may do has changed: the whole.
+    PermissionsChanged(Box<Listed>),
     /// How much the plugin should log.
     LogLevel {
         /// A word of the contract; empty for its own default.
@@ -218,12 +221,19 @@ impl CallFrame {
     }
 }
 
+fn weight_of(listed: &Listed) -> usize {
+    let all = listed.granted.iter().chain(&listed.denied);
+    all.map(|permission| permission.resource().len() + BASE_WEIGHT / 4)
+        .sum()
+}
+
 impl Outbound {
     /// Roughly what the frame weighs in the outbox, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
         let variable = match self {
-            Self::Welcome(welcome) => welcome.config.len(),
+            Self::Welcome(welcome) => welcome.config.len() + weight_of(&welcome.permissions),
+            Self::PermissionsChanged(listed) => weight_of(listed),
             Self::ConfigChanged { config, .. } => config.len(),
             Self::Call(call) => return call.weight(),
             Self::Response {

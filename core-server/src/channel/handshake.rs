@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::config::{Need, Permission};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
+use crate::security::Listed;
 use crate::service_registry::ServiceDescription;
 use crate::types::{Generation, PluginName, RunId};
 
@@ -34,6 +36,8 @@ pub struct Hello {
     pub max_calls_in_flight: u32,
     /// Plugins that must be STARTED first; used where the core has no manifest.
     pub requires: Vec<PluginName>,
+    /// What it asks for beyond its own area, and whether it copes without; used of remote plugins.
+    pub permissions: Vec<(Permission, Need)>,
 }
 
 /// A service that was not registered, and why.
@@ -68,6 +72,8 @@ pub struct Welcome {
     pub refused: Vec<RefusedService>,
     /// It goes on with its run: hooks are not run again.
     pub resumed: bool,
+    /// What it is granted and denied.
+    pub permissions: Listed,
     /// See `ChannelLimits`.
     pub max_message_bytes: usize,
     /// See `ChannelLimits`.

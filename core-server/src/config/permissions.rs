@@ -169,7 +169,7 @@ impl Manage {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         match text {
             "plugins.view" => Some(Self::ViewPlugins),
             "plugins.manage" => Some(Self::ManagePlugins),

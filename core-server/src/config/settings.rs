@@ -489,7 +489,7 @@ static ACCOUNT: Rule = Rule {
     pattern: Some("^[A-Za-z0-9_.@-]+$"),
 };
 
-static VARIABLE: Rule = Rule {
+pub(super) static VARIABLE: Rule = Rule {
     check: |text| {
         let first = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
         let rest = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -517,7 +517,7 @@ static ADDRESS: Rule = Rule {
     pattern: Some("^.+:[0-9]+$"),
 };
 
-static READ_PATTERN: Rule = Rule {
+pub(super) static READ_PATTERN: Rule = Rule {
     check: |text| {
         Pattern::parse(text)
             .map(drop)
@@ -526,7 +526,7 @@ static READ_PATTERN: Rule = Rule {
     pattern: None,
 };
 
-static WRITE_PATTERN: Rule = Rule {
+pub(super) static WRITE_PATTERN: Rule = Rule {
     check: |text| {
         (READ_PATTERN.check)(text)?;
         if text.starts_with('$') || text == "core" || text.starts_with("core.") {
@@ -544,7 +544,7 @@ static CALL_PATTERN: Rule = Rule {
     pattern: None,
 };
 
-static NAMESPACE_PATTERN: Rule = Rule {
+pub(super) static NAMESPACE_PATTERN: Rule = Rule {
     check: |text| {
         (READ_PATTERN.check)(text)?;
         if text.bytes().any(|byte| byte.is_ascii_uppercase()) {

@@ -8,12 +8,14 @@ use core_proto::v1;
 use futures_util::future::BoxFuture;
 use tonic::{Request, Response, Status};
 
-use super::convert::{BadField, check_size, duration, time_to_proto};
+use super::convert::{BadField, access as convert, check_size, duration, time_to_proto};
 use super::unary;
+use crate::config::Permission;
 use crate::error::Failure;
-use crate::plugin_manager::{PluginKind, PluginManager};
-use crate::security::access::{INVITATION_LIFE, Record, Which};
-use crate::security::{Access, Audit, audit};
+use crate::plugin_manager::{GrantChange, PluginKind, PluginManager};
+use crate::security::access::{INVITATION_LIFE, Promised, Record, Which};
+use crate::security::operator_grants::MAX_GRANTS;
+use crate::security::{Access, Audit, Standing};
 use crate::task::blocking;
 use crate::types::PluginName;
 
@@ -37,16 +39,27 @@ pub(super) struct Api {
     pub(super) make_known: MakeKnown,
 }
 
-/// What an operator has done with credentials.
-fn done(action: &str, plugin: &str, resource: &str) -> audit::Record {
-    audit::Record {
-        action: action.to_owned(),
-        decision: audit::decision::ALLOWED,
-        plugin: plugin.to_owned(),
-        resource: resource.to_owned(),
-        rule: "operator".to_owned(),
-        ..audit::Record::default()
+/// Permissions of one request.
+fn several(permissions: &[v1::Permission]) -> Result<Vec<Permission>, BadField> {
+    if permissions.len() > MAX_GRANTS {
+        return Err(BadField::Malformed {
+            field: "permissions",
+            why: format!(
+                "{} entries, at most {MAX_GRANTS} are allowed",
+                permissions.len()
+            ),
+        });
     }
+    convert::parse(permissions)
+}
+
+fn names(permissions: &[Permission]) -> String {
+    let names: Vec<_> = permissions.iter().map(ToString::to_string).collect();
+    names.join(" ")
+}
+
+fn standings(standings: Vec<Standing>) -> Vec<v1::PermissionInfo> {
+    standings.into_iter().map(convert::standing).collect()
 }
 
 impl Api {
@@ -100,7 +113,7 @@ impl access_server::Access for Api {
         &self,
         request: Request<v1::AccessCreateTokenRequest>,
     ) -> Result<Response<v1::AccessCreateTokenResponse>, Status> {
-        unary(request, async |_, request| {
+        unary(request, async |caller, request| {
             let plugin = match request.plugin.as_str() {
                 "" => None,
                 name => Some(self.remote(name)?),
@@ -113,7 +126,7 @@ impl access_server::Access for Api {
             let (record, token) = blocking(make).await?;
             let whose = record.plugin.as_deref().unwrap_or_default();
             self.audit
-                .note(done("Access/CreateToken", whose, &record.id));
+                .note_allowed(&caller, "Access/CreateToken", whose, &record.id);
             if is_plugin {
                 (self.make_known)().await?;
             }
@@ -129,13 +142,22 @@ impl access_server::Access for Api {
         &self,
         request: Request<v1::AccessInviteRequest>,
     ) -> Result<Response<v1::AccessInviteResponse>, Status> {
-        unary(request, async |_, request| {
+        unary(request, async |caller, request| {
             let plugin = self.remote(&request.plugin)?;
             let life = life(request.valid_for, MAX_INVITATION_LIFE)?;
             let life = life.unwrap_or(INVITATION_LIFE);
-            let (record, join) = self.access.invite(&plugin, life)?;
+            let permissions = several(&request.permissions)?;
+            let shown = names(&permissions);
+            let by = caller.operator.as_deref().unwrap_or_default();
+            let grants = Promised {
+                permissions,
+                by: by.to_owned(),
+            };
+            let (record, join) = self.access.invite(&plugin, life, grants)?;
+            let resource = format!("{} {shown}", record.id);
+            let resource = resource.trim_end();
             self.audit
-                .note(done("Access/Invite", plugin.as_str(), &record.id));
+                .note_allowed(&caller, "Access/Invite", plugin.as_str(), resource);
             Ok(v1::AccessInviteResponse {
                 credential: Some(info(record)),
                 join: join.to_string(),
@@ -164,7 +186,7 @@ impl access_server::Access for Api {
         &self,
         request: Request<v1::AccessRevokeCredentialRequest>,
     ) -> Result<Response<v1::AccessRevokeCredentialResponse>, Status> {
-        unary(request, async |_, request| {
+        unary(request, async |caller, request| {
             let which = match (request.plugin.as_str(), request.ids) {
                 ("", ids) if !ids.is_empty() => Which::Ids(ids),
                 (name, ids) if !name.is_empty() && ids.is_empty() => {
@@ -180,17 +202,80 @@ impl access_server::Access for Api {
                 }
             };
             let (whose, what) = match &which {
-                Which::Ids(ids) => (String::new(), ids.join(",").chars().take(300).collect()),
+                Which::Ids(ids) => (String::new(), ids.join(",")),
                 Which::OfPlugin(plugin) => (plugin.to_string(), String::new()),
             };
             self.audit
-                .note(done("Access/RevokeCredential", &whose, &what));
+                .note_allowed(&caller, "Access/RevokeCredential", &whose, &what);
             let access = self.access.clone();
             let revoked = blocking(move || access.revoke(&which)).await;
             // Whoever has no credential any more is not known any more, on the disk or not.
             (self.make_known)().await?;
             Ok(v1::AccessRevokeCredentialResponse {
                 revoked: u32::try_from(revoked?).unwrap_or(u32::MAX),
+            })
+        })
+        .await
+    }
+
+    async fn grant(
+        &self,
+        request: Request<v1::AccessGrantRequest>,
+    ) -> Result<Response<v1::AccessGrantResponse>, Status> {
+        unary(request, async |caller, request| {
+            let permissions = several(&request.permissions)?;
+            if permissions.is_empty() {
+                let field = "permissions";
+                return Err(BadField::Missing { field }.into());
+            }
+            let plugin = self.manager.get(&request.plugin)?.name;
+            let (audit, what) = (&self.audit, names(&permissions));
+            audit.note_allowed(&caller, "Access/Grant", plugin.as_str(), &what);
+            let by = caller.operator.as_deref().unwrap_or_default().to_owned();
+            let change = GrantChange::Give(permissions, by);
+            let granted = self.manager.change_grants(plugin.as_str(), change).await?;
+            Ok(v1::AccessGrantResponse {
+                granted: convert::permissions(&granted.changed),
+                permissions: standings(granted.standings),
+            })
+        })
+        .await
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<v1::AccessRevokeRequest>,
+    ) -> Result<Response<v1::AccessRevokeResponse>, Status> {
+        unary(request, async |caller, request| {
+            let permissions = several(&request.permissions)?;
+            let plugin = self.manager.get(&request.plugin)?.name;
+            let what = match permissions.is_empty() {
+                true => "all".to_owned(),
+                false => names(&permissions),
+            };
+            self.audit
+                .note_allowed(&caller, "Access/Revoke", plugin.as_str(), &what);
+            let change = GrantChange::Take(permissions);
+            let revoked = self.manager.change_grants(plugin.as_str(), change).await?;
+            Ok(v1::AccessRevokeResponse {
+                revoked: convert::permissions(&revoked.changed),
+                permissions: standings(revoked.standings),
+            })
+        })
+        .await
+    }
+
+    async fn list_permissions(
+        &self,
+        request: Request<v1::AccessListPermissionsRequest>,
+    ) -> Result<Response<v1::AccessListPermissionsResponse>, Status> {
+        unary(request, async |_, request| {
+            let looked = self
+                .manager
+                .change_grants(&request.plugin, GrantChange::None)
+                .await?;
+            Ok(v1::AccessListPermissionsResponse {
+                permissions: standings(looked.standings),
             })
         })
         .await

@@ -14,7 +14,7 @@ use super::{gate, status, unary};
 use crate::config::Quota;
 use crate::error::Failure;
 use crate::event_bus::{BatchReceipt, EventBus};
-use crate::security::{Action, Caller, Gatekeeper, Reads};
+use crate::security::{Action, Caller, Gatekeeper, Read};
 use crate::task::TaskScope;
 use crate::types::Topic;
 
@@ -81,7 +81,7 @@ impl Api {
         let event = events::new_event(event, known, caller)?;
         if known.is_none() {
             self.gatekeeper
-                .authorize(&caller.source, Action::Publish(event.topic.as_str()))?;
+                .authorize(caller, Action::Publish(event.topic.as_str()))?;
             judged.insert(&event.topic);
         }
         self.bus.check(&event)?;
@@ -266,7 +266,7 @@ impl event_bus_server::EventBus for Api {
             patterns.clone_from(&subscribe.patterns);
             for pattern in &subscribe.patterns {
                 self.gatekeeper
-                    .authorize(&caller.source, Action::Subscribe(pattern))?;
+                    .authorize(&caller, Action::Subscribe(pattern))?;
             }
             let place = caller.meter.hold(Quota::Subscriptions)?;
             Ok::<_, Failure>((self.bus.subscribe(subscribe)?, place))
@@ -278,7 +278,7 @@ impl event_bus_server::EventBus for Api {
         });
         let lost = self
             .gatekeeper
-            .loses(&caller.source, Reads::Events, patterns);
+            .loses(&caller, patterns.into_iter().map(Read::Events));
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))
     }

@@ -49,11 +49,14 @@ impl<S> Gate<S> {
             parent: header(headers, metadata::PARENT),
             deadline,
             traceparent: header(headers, metadata::TRACEPARENT),
+            request: self.gatekeeper.next_request(),
         };
+        let id = presented.request;
         let method = request.uri().path().trim_start_matches('/');
         // A connection without a peer would be a defect of the transport: it gets no rights.
         let peer = request.extensions().get::<Peer>().unwrap_or(&Peer::Memory);
         let admitted = self.gatekeeper.admit(peer, method, &presented);
+        request.extensions_mut().insert(id);
         let standing = request.extensions().get::<Standing>();
         if let Ok(Admitted::Anonymous) = admitted {
             let counted = standing.filter(|standing| !standing.is_known());

@@ -36,6 +36,7 @@ use std::time::Duration;
 use core_proto::{FILE_DESCRIPTOR_SET, servers};
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::HealthServer;
@@ -128,6 +129,7 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
     };
     let storage_admin = storage_admin::Api {
         storage: kernel.storage.clone(),
+        audit: kernel.audit.clone(),
         gatekeeper: gatekeeper.clone(),
         scope: scope.clone(),
         home: kernel.home,
@@ -166,11 +168,13 @@ pub(crate) fn routes(kernel: Kernel) -> Routes {
     };
     let enrollment = enrollment::Api {
         access: kernel.access,
-        audit: kernel.audit,
+        audit: kernel.audit.clone(),
+        manager: kernel.manager.clone(),
         make_known: kernel.make_known,
     };
     let plugin_manager = plugin_manager::Api {
         manager: kernel.manager,
+        audit: kernel.audit,
         gatekeeper: gatekeeper.clone(),
         reload: kernel.reload,
         upgrade: kernel.upgrade,
@@ -374,10 +378,7 @@ fn granted_stream<T: Send + 'static>(
             denied = lost => denied.into(),
         }
     };
-    Box::pin(Ending {
-        items: Some(Box::pin(items)),
-        end: Box::pin(end),
-    })
+    Box::pin(Ending::new(items, end))
 }
 
 /// A server stream that ends with its caller's run and with the core.
@@ -386,10 +387,7 @@ fn stream<T: Send + 'static>(
     caller: &Caller,
     scope: &TaskScope,
 ) -> ResponseStream<T> {
-    Box::pin(Ending {
-        items: Some(Box::pin(items)),
-        end: Box::pin(ended(caller, scope)),
-    })
+    Box::pin(Ending::new(items, ended(caller, scope)))
 }
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
@@ -397,7 +395,18 @@ type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
 /// A stream with an outer end. It ends after its first error.
 struct Ending<T, E> {
     items: Option<Items<T>>,
-    end: Pin<Box<E>>,
+    /// One, in a set that polls it only when it has something to say: each poll of its parts takes locks,
+    /// some of which all streams share, and there may be a poll for each item.
+    end: FuturesUnordered<E>,
+}
+
+impl<T, E> Ending<T, E> {
+    fn new(items: impl Stream<Item = Result<T, Failure>> + Send + 'static, end: E) -> Self {
+        Self {
+            items: Some(Box::pin(items)),
+            end: std::iter::once(end).collect(),
+        }
+    }
 }
 
 impl<T, E: Future<Output = Failure>> Stream for Ending<T, E> {
@@ -408,13 +417,47 @@ impl<T, E: Future<Output = Failure>> Stream for Ending<T, E> {
         let Some(items) = &mut this.items else {
             return Poll::Ready(None);
         };
-        let item = match this.end.as_mut().poll(context) {
-            Poll::Ready(failure) => Some(Err(failure)),
-            Poll::Pending => ready!(items.as_mut().poll_next(context)),
+        let item = match Pin::new(&mut this.end).poll_next(context) {
+            Poll::Ready(Some(failure)) => Some(Err(failure)),
+            Poll::Ready(None) | Poll::Pending => ready!(items.as_mut().poll_next(context)),
         };
         if !matches!(item, Some(Ok(_))) {
             this.items = None;
         }
         Poll::Ready(item.map(|item| item.map_err(status::from_failure)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::{StreamExt as _, stream};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_is_not_looked_at_for_each_item_and_comes_all_the_same() {
+        let looked = Arc::new(AtomicUsize::new(0));
+        let (end, over) = oneshot::channel::<()>();
+        let counted = Arc::clone(&looked);
+        let mut over = Box::pin(over);
+        let ending = std::future::poll_fn(move |context| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            over.as_mut()
+                .poll(context)
+                .map(|_| Failure::from(Closed::ShuttingDown))
+        });
+        let items = stream::iter(0..1_000).map(Ok).chain(stream::pending());
+        let mut stream = Ending::new(items, ending);
+        for expected in 0..1_000 {
+            let item = stream.next().await.expect("an item");
+            assert_eq!(item.expect("good"), expected);
+        }
+        assert_eq!(looked.load(Ordering::Relaxed), 1);
+        end.send(()).expect("awaited");
+        assert!(stream.next().await.expect("its end").is_err());
+        assert!(stream.next().await.is_none());
     }
 }

@@ -27,7 +27,7 @@ use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::event_bus::MAX_TRACEPARENT_BYTES;
 use crate::plugin_manager::PluginManager;
 use crate::routing::{CallTicket, Router};
-use crate::security::{Caller, Gatekeeper};
+use crate::security::{Caller, Gatekeeper, Peer, RequestId};
 use crate::stall;
 use crate::task::TaskScope;
 
@@ -153,6 +153,7 @@ impl plugin_channel_server::PluginChannel for Api {
             return Err(status::from_failure(Closed::ShuttingDown));
         }
         let connection = request.extensions().get::<LastRead>().cloned();
+        let peer = request.extensions().get::<Peer>().cloned();
         let mut messages = request.into_inner();
         let first = stall::timeout(self.limits.hello_timeout, messages.message()).await;
         let limit = self.limits.hello_timeout;
@@ -177,7 +178,7 @@ impl plugin_channel_server::PluginChannel for Api {
         }
         let reader = Reader {
             api: self.clone(),
-            caller: self.gatekeeper.channel_caller(&admitted.run),
+            caller: self.gatekeeper.channel_caller(&admitted.run, peer),
             run: admitted.run,
             channel: admitted.channel,
             outbox,
@@ -501,6 +502,7 @@ impl Reader {
                 .map(|timeout| Instant::now() + timeout.min(LONGEST_TIMEOUT)),
             cause,
             traceparent: request.traceparent.clone(),
+            request: RequestId::Frame(self.channel, request.request_id),
             ..self.caller.clone()
         })
     }

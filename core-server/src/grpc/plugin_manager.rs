@@ -16,7 +16,7 @@ use crate::channel::Run;
 use crate::config::Manage;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::plugin_manager::{Error, PluginInfo, PluginKind, PluginManager, WatchItem};
-use crate::security::{self, Caller, Gatekeeper, NotGranted};
+use crate::security::{self, Audit, Caller, Gatekeeper, NotGranted, Read};
 use crate::supervisor::output::{Level, LogQuery, Verbosity};
 use crate::task::TaskScope;
 use crate::telemetry::logging;
@@ -34,6 +34,7 @@ const RECORDS_AT_ONCE: usize = 100;
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) manager: PluginManager,
+    pub(super) audit: Audit,
     pub(super) gatekeeper: Gatekeeper,
     pub(super) reload: super::Reload,
     pub(super) upgrade: super::Upgrade,
@@ -86,6 +87,13 @@ impl Api {
         }
     }
 
+    /// Notes what is about to be done. What is asked for of a name that nobody knows changes nothing.
+    fn note(&self, caller: &Caller, action: &str, name: &str, resource: &str) {
+        if name.is_empty() || self.manager.get(name).is_ok() {
+            self.audit.note_allowed(caller, action, name, resource);
+        }
+    }
+
     fn core_level(&self, level: Option<&str>) -> Result<String, Failure> {
         let Some(log) = &self.log else {
             return Err(CoreLogShared.into());
@@ -133,9 +141,10 @@ fn deadline(caller: &Caller) -> Instant {
 
 /// The lifecycle requests differ in their names only.
 macro_rules! lifecycle {
-    ($this:ident, $request:ident, $verb:ident, $response:ident) => {{
+    ($this:ident, $request:ident, $verb:ident, $action:literal, $response:ident) => {{
         let caller = gate::caller(&$request)?;
         let name = $request.into_inner().name;
+        $this.note(&caller, $action, &name, "");
         let reached = $this.manager.$verb(&name, deadline(&caller)).await;
         let info = reached.map_err(status::from_failure)?;
         Ok(Response::new(v1::$response {
@@ -193,35 +202,65 @@ impl plugin_manager_server::PluginManager for Api {
         &self,
         request: Request<v1::PluginManagerLoadRequest>,
     ) -> Result<Response<v1::PluginManagerLoadResponse>, Status> {
-        lifecycle!(self, request, load, PluginManagerLoadResponse)
+        lifecycle!(
+            self,
+            request,
+            load,
+            "PluginManager/Load",
+            PluginManagerLoadResponse
+        )
     }
 
     async fn start(
         &self,
         request: Request<v1::PluginManagerStartRequest>,
     ) -> Result<Response<v1::PluginManagerStartResponse>, Status> {
-        lifecycle!(self, request, start, PluginManagerStartResponse)
+        lifecycle!(
+            self,
+            request,
+            start,
+            "PluginManager/Start",
+            PluginManagerStartResponse
+        )
     }
 
     async fn stop(
         &self,
         request: Request<v1::PluginManagerStopRequest>,
     ) -> Result<Response<v1::PluginManagerStopResponse>, Status> {
-        lifecycle!(self, request, stop, PluginManagerStopResponse)
+        lifecycle!(
+            self,
+            request,
+            stop,
+            "PluginManager/Stop",
+            PluginManagerStopResponse
+        )
     }
 
     async fn unload(
         &self,
         request: Request<v1::PluginManagerUnloadRequest>,
     ) -> Result<Response<v1::PluginManagerUnloadResponse>, Status> {
-        lifecycle!(self, request, unload, PluginManagerUnloadResponse)
+        lifecycle!(
+            self,
+            request,
+            unload,
+            "PluginManager/Unload",
+            PluginManagerUnloadResponse
+        )
     }
 
     async fn restart(
         &self,
         request: Request<v1::PluginManagerRestartRequest>,
     ) -> Result<Response<v1::PluginManagerRestartResponse>, Status> {
-        lifecycle!(self, request, restart, PluginManagerRestartResponse)
+        lifecycle!(
+            self,
+            request,
+            restart,
+            "PluginManager/Restart",
+            PluginManagerRestartResponse
+        )
     }
 
     async fn start_all(
@@ -229,6 +268,7 @@ impl plugin_manager_server::PluginManager for Api {
         request: Request<v1::PluginManagerStartAllRequest>,
     ) -> Result<Response<v1::PluginManagerStartAllResponse>, Status> {
         let caller = gate::caller(&request)?;
+        self.note(&caller, "PluginManager/StartAll", "", "");
         let results = self
             .manager
             .start_all(deadline(&caller))
@@ -243,6 +283,7 @@ impl plugin_manager_server::PluginManager for Api {
         request: Request<v1::PluginManagerStopAllRequest>,
     ) -> Result<Response<v1::PluginManagerStopAllResponse>, Status> {
         let caller = gate::caller(&request)?;
+        self.note(&caller, "PluginManager/StopAll", "", "");
         let results = self
             .manager
             .stop_all(deadline(&caller))
@@ -257,7 +298,10 @@ impl plugin_manager_server::PluginManager for Api {
         request: Request<v1::PluginManagerReloadRequest>,
     ) -> Result<Response<v1::PluginManagerReloadResponse>, Status> {
         // Whoever asks may go away: what was begun goes on in the worker.
-        let work = async |_: Caller, _| Ok(plugins::reloaded((self.reload)().await?));
+        let work = async |caller: Caller, _| {
+            self.note(&caller, "PluginManager/Reload", "", "");
+            Ok(plugins::reloaded((self.reload)().await?))
+        };
         super::unary(request, work).await
     }
 
@@ -276,6 +320,8 @@ impl plugin_manager_server::PluginManager for Api {
             let bad = BadField::Malformed { field: "path", why };
             return Err(status::from_failure(bad));
         }
+        let shown = path.display().to_string();
+        self.note(&caller, "PluginManager/Upgrade", &request.name, &shown);
         let upgraded = (self.upgrade)(request.name, path, deadline).await;
         let info = upgraded.map_err(status::from_failure)?;
         Ok(Response::new(v1::PluginManagerUpgradeResponse {
@@ -308,11 +354,8 @@ impl plugin_manager_server::PluginManager for Api {
             let response = |item| Ok(v1::PluginManagerWatchResponse { item: Some(item) });
             std::future::ready(item.map(response))
         });
-        let lost = self.gatekeeper.loses_management(
-            &caller.source,
-            "PluginManager/Watch",
-            Manage::ViewPlugins,
-        );
+        let read = Read::Management("PluginManager/Watch", Manage::ViewPlugins);
+        let lost = self.gatekeeper.loses(&caller, [read]);
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))
     }
@@ -349,11 +392,8 @@ impl plugin_manager_server::PluginManager for Api {
             let records = records.into_iter().map(plugins::log_record).collect();
             Ok(v1::PluginManagerLogsResponse { records })
         });
-        let lost = self.gatekeeper.loses_management(
-            &caller.source,
-            "PluginManager/Logs",
-            Manage::ReadLogs,
-        );
+        let read = Read::Management("PluginManager/Logs", Manage::ReadLogs);
+        let lost = self.gatekeeper.loses(&caller, [read]);
         let batches = super::granted_stream(batches, &caller, &self.scope, lost);
         Ok(Response::new(batches))
     }
@@ -388,7 +428,14 @@ impl plugin_manager_server::PluginManager for Api {
         &self,
         request: Request<v1::PluginManagerSetLogLevelRequest>,
     ) -> Result<Response<v1::PluginManagerSetLogLevelResponse>, Status> {
-        super::unary(request, async |_, request| {
+        super::unary(request, async |caller, request| {
+            if let Some(level) = &request.level {
+                let action = "PluginManager/SetLogLevel";
+                match request.name.as_str() {
+                    CORE => self.note(&caller, action, "", &format!("{CORE} {level}")),
+                    name => self.note(&caller, action, name, level),
+                }
+            }
             let level = if request.name == CORE {
                 self.core_level(request.level.as_deref())?
             } else {

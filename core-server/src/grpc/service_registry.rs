@@ -39,8 +39,15 @@ impl Api {
             .ok_or(BadField::Missing { field: "service" })?;
         let description = registry::description(service)?;
         let provide = Action::Provide(description.name.as_str());
-        self.gatekeeper.authorize(&caller.source, provide)?;
-        self.registry.register(run_of(caller)?, description)?;
+        self.gatekeeper.authorize(caller, provide)?;
+        let (run, name) = (run_of(caller)?, description.name.clone());
+        self.registry.register(run, description)?;
+        // Granted when it was judged; it may have been withdrawn before it was there.
+        let provide = Action::Provide(name.as_str());
+        if let Err(denied) = self.gatekeeper.authorize(caller, provide) {
+            self.registry.unregister(run.id(), name.as_str());
+            return Err(denied.into());
+        }
         Ok(v1::ServiceRegistryRegisterResponse {})
     }
 
@@ -71,7 +78,7 @@ impl Api {
         // A name that breaks the grammar can be nobody's: it is told by the grammar's error.
         let service = ServiceName::parse(&request.service).map_err(BadField::from)?;
         self.gatekeeper
-            .authorize(&caller.source, Action::Call(service.as_str()))?;
+            .authorize(caller, Action::Call(service.as_str()))?;
         Ok(Call {
             service: request.service,
             arguments: Payload {

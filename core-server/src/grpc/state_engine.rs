@@ -9,7 +9,7 @@ use super::convert::{BadField, duration, events, page_size, state};
 use super::{gate, status, unary};
 use crate::config::Quota;
 use crate::error::Failure;
-use crate::security::{Action, Caller, Gatekeeper, Reads};
+use crate::security::{Action, Caller, Gatekeeper, Read};
 use crate::state_engine::{SetOptions, StateEngine, WatchItem, WatchRequest};
 use crate::task::TaskScope;
 use crate::types::{Revision, StateKey};
@@ -33,7 +33,7 @@ impl Api {
     ) -> Result<v1::StateEngineGetResponse, Failure> {
         let key = StateKey::parse(&request.key).map_err(BadField::from)?;
         self.gatekeeper
-            .authorize(&caller.source, Action::ReadState(key.as_str()))?;
+            .authorize(caller, Action::ReadState(key.as_str()))?;
         let entry = self.state.get(&key).as_ref().map(state::entry);
         Ok(v1::StateEngineGetResponse { entry })
     }
@@ -94,7 +94,7 @@ impl Api {
         caller.meter.charge(&[(Quota::StateWritesPerSecond, 1)])?;
         let key = StateKey::parse(key).map_err(BadField::from)?;
         self.gatekeeper
-            .authorize(&caller.source, Action::WriteState(key.as_str()))?;
+            .authorize(caller, Action::WriteState(key.as_str()))?;
         Ok(key)
     }
 
@@ -191,7 +191,7 @@ impl state_engine_server::StateEngine for Api {
             watched.clone_from(&patterns);
             for pattern in &patterns {
                 self.gatekeeper
-                    .authorize(&caller.source, Action::WatchState(pattern))?;
+                    .authorize(&caller, Action::WatchState(pattern))?;
             }
             let request = WatchRequest {
                 watcher: caller.source.clone(),
@@ -217,7 +217,9 @@ impl state_engine_server::StateEngine for Api {
                 },
             })
         });
-        let lost = self.gatekeeper.loses(&caller.source, Reads::State, watched);
+        let lost = self
+            .gatekeeper
+            .loses(&caller, watched.into_iter().map(Read::State));
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))
     }

@@ -13,7 +13,7 @@ use super::convert::{BadField, duration};
 use super::{DEFAULT_TIMEOUT, event_bus, gate, status, unary};
 use crate::config::Quota;
 use crate::error::Failure;
-use crate::security::{Action, Caller, Gatekeeper};
+use crate::security::{Action, Caller, Gatekeeper, Read};
 use crate::storage::{Apply, Check, Direction, Key, Namespace, Op, Query, Storage, WatchRequest};
 use crate::task::TaskScope;
 use crate::types::Revision;
@@ -43,7 +43,7 @@ impl Api {
             .charge(&[(Quota::StorageReadsPerSecond, reads)])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
-            .authorize(&caller.source, Action::ReadStorage(namespace.as_str()))?;
+            .authorize(caller, Action::ReadStorage(namespace.as_str()))?;
         Ok(namespace)
     }
 
@@ -61,7 +61,7 @@ impl Api {
         caller.meter.charge(&[writes, events, bytes])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
-            .authorize(&caller.source, Action::WriteStorage(namespace.as_str()))?;
+            .authorize(caller, Action::WriteStorage(namespace.as_str()))?;
         Ok(namespace)
     }
 
@@ -381,17 +381,17 @@ impl storage_server::Storage for Api {
                 from: message.from.map(cursor_from),
                 include_initial: message.include_initial,
             };
+            let read = Read::Storage(request.namespace.as_str().to_owned());
             let place = super::place_for_watch(&caller, self.max_watches)?;
             let watch = self.storage.watch_for(caller.source.as_str(), request)?;
-            Ok::<_, Failure>((watch, place))
+            Ok::<_, Failure>(((watch, place), read))
         };
-        let namespace = request.get_ref().namespace.clone();
-        let opened = open(request.into_inner()).map_err(status::from_failure)?;
+        let (opened, read) = open(request.into_inner()).map_err(status::from_failure)?;
         let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {
             let item = watch.next().await?;
             Ok(Some((watch_item(item), (watch, place))))
         });
-        let lost = self.gatekeeper.loses_storage(&caller.source, namespace);
+        let lost = self.gatekeeper.loses(&caller, [read]);
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))
     }

@@ -14,7 +14,7 @@ use super::convert::{BadField, page_size};
 use super::{DEFAULT_TIMEOUT, gate, status, unary};
 use crate::error::{Classify as _, Failure, chain};
 use crate::home;
-use crate::security::{self, Action, Caller, Gatekeeper, audit};
+use crate::security::{self, Action, Audit, Caller, Gatekeeper, audit};
 use crate::storage::{Exporter, Importer, Namespace, OwnQuota, Storage};
 use crate::task::TaskScope;
 use crate::types::Source;
@@ -25,6 +25,7 @@ const LONG_TIMEOUT: Duration = Duration::from_secs(3_600);
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) storage: Storage,
+    pub(super) audit: Audit,
     pub(super) gatekeeper: Gatekeeper,
     pub(super) scope: TaskScope,
     pub(super) home: home::Places,
@@ -48,6 +49,11 @@ async fn long<M, A>(
 }
 
 impl Api {
+    /// Notes what is about to be done.
+    fn note(&self, caller: &Caller, action: &str, resource: &str) {
+        self.audit.note_allowed(caller, action, "", resource);
+    }
+
     fn backup_path(&self, asked: String, extension: &str) -> Result<PathBuf, BadField> {
         if asked.is_empty() {
             let now = SystemTime::now();
@@ -77,16 +83,10 @@ impl Api {
             Ok(()) => (audit::decision::ALLOWED, "operator"),
             Err(error) => (audit::decision::DENIED, error.reason().as_str()),
         };
-        self.gatekeeper.policy().audit.note(audit::Record {
-            action: "StorageAdmin/Backup".to_owned(),
+        self.audit.note(audit::Record {
             decision,
-            plugin: match &caller.source {
-                Source::Plugin(plugin) => plugin.to_string(),
-                _ => String::new(),
-            },
-            resource: "home".to_owned(),
             rule: rule.to_owned(),
-            ..audit::Record::default()
+            ..audit::Record::of(caller, "StorageAdmin/Backup", "", "home")
         });
         Ok(allowed?)
     }
@@ -128,6 +128,7 @@ impl storage_admin_server::StorageAdmin for Api {
                 keys: message.max_keys,
                 bytes: message.max_bytes,
             };
+            self.note(&caller, "StorageAdmin/SetQuota", namespace.as_str());
             let deadline = deadline(&caller, DEFAULT_TIMEOUT);
             let quota = self.storage.set_quota(&namespace, own, deadline).await?;
             Ok(v1::StorageAdminSetQuotaResponse {
@@ -145,7 +146,8 @@ impl storage_admin_server::StorageAdmin for Api {
         long(request, async |caller, message| {
             let namespace = Namespace::parse(&message.namespace)?;
             let write = Action::WriteStorage(namespace.as_str());
-            self.gatekeeper.authorize(&caller.source, write)?;
+            self.gatekeeper.authorize(&caller, write)?;
+            self.note(&caller, "StorageAdmin/DropNamespace", namespace.as_str());
             let deadline = deadline(&caller, LONG_TIMEOUT);
             let removed = self.storage.drop_namespace(&namespace, deadline).await?;
             Ok(v1::StorageAdminDropNamespaceResponse { removed })
@@ -173,6 +175,8 @@ impl storage_admin_server::StorageAdmin for Api {
                 self.storage.backup_wrapped(path, deadline, pack).await?
             } else {
                 let path = self.backup_path(message.path, "db")?;
+                let shown = path.display().to_string();
+                self.note(&caller, "StorageAdmin/Backup", &shown);
                 self.storage.backup(path, deadline).await?
             };
             Ok(v1::StorageAdminBackupResponse {
@@ -210,6 +214,8 @@ impl storage_admin_server::StorageAdmin for Api {
         let one = one
             .transpose()
             .map_err(|error| status::from_failure(Failure::from(error)))?;
+        let shown = one.as_ref().map_or("all", Namespace::as_str);
+        self.note(&caller, "StorageAdmin/Export", shown);
         let exporter = Exporter::begin(self.storage.clone(), one).await;
         let exporter = exporter.map_err(|error| status::from_failure(Failure::from(error)))?;
         let lines = stream::try_unfold(exporter, async |mut exporter| {
@@ -232,12 +238,13 @@ impl storage_admin_server::StorageAdmin for Api {
         request: Request<Streaming<v1::StorageAdminImportRequest>>,
     ) -> Result<Response<Self::ImportStream>, Status> {
         let caller = gate::caller(&request)?;
-        let (gatekeeper, source) = (self.gatekeeper.clone(), caller.source.clone());
+        let (gatekeeper, importer) = (self.gatekeeper.clone(), caller.clone());
         let permit = move |namespace: &Namespace| {
             let write = Action::WriteStorage(namespace.as_str());
-            let judged = gatekeeper.authorize(&source, write);
+            let judged = gatekeeper.authorize(&importer, write);
             judged.map_err(|denied| chain(&denied))
         };
+        self.note(&caller, "StorageAdmin/Import", "");
         let importer = Importer::new(self.storage.clone(), permit);
         let progress = stream::unfold(Some((importer, request.into_inner())), async |state| {
             let (mut importer, mut requests) = state?;

@@ -13,13 +13,13 @@ use crate::channel::handshake::{Claim, claim, negotiate};
 use crate::channel::{
     ChannelId, Closed, Hello, Link, Outbound, Outbox, RefusedService, Run, Welcome,
 };
-use crate::error::Failure;
+use crate::error::{Failure, Reason};
 use crate::security::{Action, Credential};
 use crate::service_registry::ServiceDescription;
 use crate::supervisor::lifecycle::{Event, Phase, RunEvent};
 use crate::supervisor::liveness::Liveness;
 use crate::supervisor::output::Verbosity;
-use crate::types::{PluginName, Source};
+use crate::types::PluginName;
 
 /// When a plugin that is not wanted may ask again.
 const NOT_WANTED_RETRY: Duration = Duration::from_secs(30);
@@ -74,6 +74,7 @@ impl Worker {
             Claim::New if !plugin.state.awaits_channel() => Err(refusal(plugin, now)),
             Claim::New => {
                 self.take_requirements(&name, &hello)?;
+                self.take_asks(&name, &hello);
                 let run = self
                     .plugins
                     .get(&name)
@@ -161,6 +162,7 @@ impl Worker {
             .get_mut(&name)
             .expect("a run belongs to a known plugin");
         let config = serde_json::to_vec(&plugin.manifest.config).unwrap_or_else(|_| b"{}".to_vec());
+        let permissions = self.work.gatekeeper.listed(&name);
         let welcome = Welcome {
             run: run.id().clone(),
             plugin: name.clone(),
@@ -172,6 +174,7 @@ impl Worker {
             config_revision: plugin.config_revision,
             refused,
             resumed: joining == Joining::Resumed,
+            permissions,
             max_message_bytes: self.config.max_message_bytes,
             max_payload_bytes: self.config.max_payload_bytes,
         };
@@ -231,7 +234,7 @@ impl Worker {
         }
     }
 
-    fn register(&self, run: &Run, hello: &Hello) -> Vec<RefusedService> {
+    fn register(&self, run: &std::sync::Arc<Run>, hello: &Hello) -> Vec<RefusedService> {
         let mut refused = Vec::new();
         for service in &hello.services {
             let description = match service {
@@ -242,6 +245,10 @@ impl Worker {
                 }
             };
             if let Err(failure) = self.register_one(run, description) {
+                if failure.reason() == Some(Reason::NotGranted) {
+                    // Taken in as soon as it is granted; see `tell_permissions`.
+                    self.work.registry.withhold(run, description.clone());
+                }
                 refused.push(RefusedService {
                     name: description.name.to_string(),
                     failure,
@@ -251,11 +258,14 @@ impl Worker {
         refused
     }
 
-    fn register_one(&self, run: &Run, description: &ServiceDescription) -> Result<(), Failure> {
-        let plugin = run.plugin();
-        let source = Source::Plugin(plugin.clone());
+    fn register_one(
+        &self,
+        run: &std::sync::Arc<Run>,
+        description: &ServiceDescription,
+    ) -> Result<(), Failure> {
+        let caller = self.work.gatekeeper.channel_caller(run, None);
         let provide = Action::Provide(description.name.as_str());
-        self.work.gatekeeper.authorize(&source, provide)?;
+        self.work.gatekeeper.authorize(&caller, provide)?;
         self.work
             .registry
             .register(run, description.clone())

@@ -133,6 +133,16 @@ pub enum Error {
         /// What the system said.
         cause: String,
     },
+    /// Operators have granted it as much as they can.
+    #[error(
+        "plugin \"{plugin}\" may have {limit} grants of operators; patterns like home.> grant many at once"
+    )]
+    GrantsFull {
+        /// Which.
+        plugin: PluginName,
+        /// How many there may be.
+        limit: usize,
+    },
     /// The core stops.
     #[error("the core is stopping")]
     ShuttingDown,
@@ -158,6 +168,7 @@ impl Classify for Error {
             | Self::NotUpgradable { .. }
             | Self::RolledBack { .. } => ErrorKind::FailedPrecondition,
             Self::Superseded { .. } => ErrorKind::Aborted,
+            Self::GrantsFull { .. } => ErrorKind::ResourceExhausted,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::AlreadyConnected { .. } => ErrorKind::AlreadyExists,
             Self::NotWanted { .. }
@@ -184,6 +195,7 @@ impl Classify for Error {
             Self::NotWanted { .. } => Reason::NotWanted,
             Self::Backoff { .. } => Reason::Backoff,
             Self::LogShared { .. } => Reason::LogShared,
+            Self::GrantsFull { .. } => Reason::GrantsFull,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::BadCredential { .. } => Reason::BadCredential,
             Self::WireVersion(error) => error.reason(),
@@ -213,6 +225,7 @@ impl Classify for Error {
             Self::RolledBack { cause, .. } | Self::NotKept { cause, .. } => {
                 vec![("cause", cause.clone())]
             }
+            Self::GrantsFull { limit, .. } => vec![("limit", limit.to_string())],
             Self::Deadline { phase, .. } => vec![("phase", phase.as_str().to_owned())],
             Self::WireVersion(error) => error.metadata(),
             _ => Vec::new(),
@@ -247,6 +260,7 @@ impl Error {
             | Self::NotWanted { plugin, .. }
             | Self::Backoff { plugin, .. }
             | Self::LogShared { plugin }
+            | Self::GrantsFull { plugin, .. }
             | Self::BadCredential { plugin } => Some(plugin),
             Self::NoSuchPlugin { .. }
             | Self::DependencyCycle { .. }

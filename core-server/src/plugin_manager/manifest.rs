@@ -6,8 +6,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{OwnQuotas, Permissions, REDACTED};
-use crate::security::{Effective, Granting, Share, Token};
+use crate::config::{Need, OwnQuotas, Permission, Permissions, REDACTED};
+use crate::security::operator_grants::Grant;
+use crate::security::{Granting, Review, Share, Token};
 use crate::supervisor::isolation::{ResourceLimits, Sandbox};
 use crate::types::PluginName;
 
@@ -78,10 +79,23 @@ impl Manifest {
         }
     }
 
-    /// What it may do.
+    /// What is said of what it may do: here, in its `Hello`, by operators.
     #[must_use]
-    pub fn effective(&self, granting: Granting) -> Effective {
-        Effective::new(&self.permissions, &self.granted, &self.denied, granting)
+    pub fn review<'a>(
+        &'a self,
+        said: &'a [(Permission, Need)],
+        given: &'a [Grant],
+        granting: Granting,
+    ) -> Review<'a> {
+        Review {
+            plugin: &self.name,
+            asked: &self.permissions,
+            said,
+            configured: &self.granted,
+            given,
+            denied: &self.denied,
+            granting,
+        }
     }
 
     /// How much it may use of the core.

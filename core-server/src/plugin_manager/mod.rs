@@ -2,7 +2,8 @@
 //!
 //! Owns: the manifests, the state of each plugin's lifecycle, runs and their beginnings and ends,
 //! dependencies, the order of starting and stopping, admission of channels, what is `desired` (kept
-//! over restarts of the core), the change to other manifests while all runs (`reload`). Does not own: the rules of one life (`supervisor/`), channels and
+//! over restarts of the core), the change to other manifests while all runs (`reload`), what operators
+//! have granted, and the moment at which it comes into force. Does not own: the rules of one life (`supervisor/`), channels and
 //! calls (`channel/`, `routing/`), nor reading manifests (`config/`).
 //!
 //! One task, the [`Worker`], owns all of it. It learns of the world by bounded means only: a mailbox
@@ -33,6 +34,7 @@ mod crashes;
 mod dependencies;
 mod desired;
 mod error;
+mod grants;
 mod info;
 mod keeper;
 mod manifest;
@@ -77,6 +79,8 @@ use crate::types::PluginName;
 pub use crashes::CrashReport;
 pub use dependencies::Graph;
 pub use error::Error;
+pub(crate) use grants::read_grants;
+pub use grants::{GrantChange, Granted};
 pub use info::{LastExit, PluginInfo, PluginKind, WatchItem};
 pub use manifest::{Command, Kind, Manifest, OnLoss, RestartMode, RestartPolicy, Timeouts};
 pub use reload::{ChangeKind, PluginChange, Reloaded};
@@ -169,6 +173,11 @@ enum Message {
         remove: Vec<PluginName>,
         reply: oneshot::Sender<Result<Reloaded, Error>>,
     },
+    Grants(
+        PluginName,
+        GrantChange,
+        oneshot::Sender<Result<Granted, Error>>,
+    ),
     Reload {
         manifests: Vec<Manifest>,
         reply: oneshot::Sender<Result<Reloaded, Error>>,
@@ -363,6 +372,23 @@ impl PluginManager {
             .send(Message::Know { add, remove, reply })
             .await
             .map_err(|_| Error::ShuttingDown)?;
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// Changes what operators have granted to a plugin, or only looks at it. What changes is in force at
+    /// once, and on the disk when this answers.
+    ///
+    /// # Errors
+    /// `NoSuchPlugin`, `GrantsFull`: nothing has changed; `NotKept`, `ShuttingDown`.
+    ///
+    /// # Cancel safety
+    /// Dropped, the change stands.
+    pub async fn change_grants(&self, name: &str, change: GrantChange) -> Result<Granted, Error> {
+        let plugin = self.get(name)?.name;
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Grants(plugin, change, reply);
+        let sent = self.mailbox.send(message).await;
+        sent.map_err(|_| Error::ShuttingDown)?;
         answer.await.unwrap_or(Err(Error::ShuttingDown))
     }
 

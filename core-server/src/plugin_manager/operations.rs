@@ -95,6 +95,11 @@ impl Worker {
         Ok(level)
     }
 
+    /// What is shown of it changed.
+    pub(super) fn touch(&mut self, name: &PluginName) {
+        self.dirty.insert(name.clone());
+    }
+
     fn accept(&self, name: &PluginName, request: Request) -> Result<(), Error> {
         if self.shutdown.is_some() {
             return Err(Error::ShuttingDown);
@@ -160,6 +165,7 @@ impl Worker {
     }
 
     pub(super) fn answer_unkept(&mut self) {
+        self.answer_grants();
         let now = Instant::now();
         let (keeper, path) = (&self.keeper, self.upgrades.path());
         let standing = |unkept: &Unkept| keeper.standing(path, unkept.version);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::plugin::Plugin;
 use super::worker::{ABSENT_RETRY, Worker, sent};
-use super::{ChangeKind, Kind};
+use super::{ChangeKind, Command, Kind};
 use crate::channel::{Closed, Outbound, Run};
 use crate::routing::Availability;
 use crate::supervisor::host::{self, HostEvent, Launch, Order};
@@ -141,6 +141,9 @@ impl Worker {
     }
 
     fn spawn(&mut self, name: &PluginName) {
+        let Some(effective) = self.plugins.get(name).map(|plugin| self.effective(plugin)) else {
+            return;
+        };
         let Some(plugin) = self.plugins.get_mut(name) else {
             return;
         };
@@ -160,6 +163,10 @@ impl Worker {
         match &plugin.manifest.kind {
             Kind::Process(command) => {
                 let manifest = &plugin.manifest;
+                let command = Command {
+                    pass_env: effective.environment(),
+                    ..command.clone()
+                };
                 let run_name = format!("{name}-{}", generation.0);
                 let confined = self
                     .machine
@@ -183,14 +190,14 @@ impl Worker {
                     (env::COOKIE, self.config.cookie.clone()),
                 ];
                 let home = command.working_dir.clone().into_os_string();
-                let environment = process::environment(command, &own, |name| match name {
+                let environment = process::environment(&command, &own, |name| match name {
                     "HOME" if confinement.has_own_user() => Some(home.clone()),
                     name => std::env::var_os(name),
                 });
                 let launch = Launch {
                     plugin: name.clone(),
                     generation,
-                    command: command.clone(),
+                    command,
                     environment,
                     confinement,
                     log: Arc::clone(&plugin.log),

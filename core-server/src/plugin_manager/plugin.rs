@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::grants::Asks;
 use super::info::{LastExit, PluginInfo, PluginKind};
 use super::offers::Offer;
 use super::upgrade::Upgrading;
@@ -31,6 +32,12 @@ pub(super) struct Plugin {
     /// The process that holds the run, as its `Hello` named it.
     pub(super) instance: Bytes,
     pub(super) said: Said,
+    /// What it asked for in its last `Hello`; of a remote plugin alone.
+    pub(super) asks: Asks,
+    /// That is known: it has connected since the core began.
+    pub(super) has_said_hello: bool,
+    /// What it lacked when it was last looked at, as the log was told.
+    pub(super) lacks: Option<String>,
     /// What it requires: of the manifest, and of a remote plugin's `Hello`.
     pub(super) requires: Vec<PluginName>,
     /// To the host of the current or last run.
@@ -117,6 +124,9 @@ impl Plugin {
             run: None,
             instance: Bytes::new(),
             said: Said::default(),
+            asks: Asks::new(),
+            has_said_hello: false,
+            lacks: None,
             orders: None,
             pid: 0,
             liveness: None,

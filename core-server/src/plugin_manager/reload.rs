@@ -19,9 +19,8 @@ use super::plugin::Plugin;
 use super::upgrade::Upgrading;
 use super::worker::Worker;
 use super::{Error, Kind, Manifest};
-use crate::security::Action;
 use crate::supervisor::lifecycle::{Event, Origin, Phase, PluginState, Settings};
-use crate::types::{PluginName, Source};
+use crate::types::PluginName;
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -169,6 +168,13 @@ impl Worker {
         remove: &[PluginName],
         reply: oneshot::Sender<Result<Reloaded, Error>>,
     ) {
+        // A name that comes back, or that stood in the configuration once, may be somebody else's.
+        remove.iter().for_each(|name| self.forget_grants(name));
+        for manifest in &add {
+            if !self.plugins.contains_key(&manifest.name) {
+                self.forget_grants(&manifest.name);
+            }
+        }
         let there = self.plugins.values().filter(|plugin| !plugin.leaving);
         let stay = there
             .map(|plugin| plugin.newest().clone())
@@ -186,6 +192,8 @@ impl Worker {
         match applied {
             Err(error) => drop(reply.send(Err(error))),
             Ok(reloading) => {
+                // Whoever hears of it finds it so.
+                self.publish();
                 self.reloads.push(Pending { reloading, reply });
                 self.answer_reloads();
             }
@@ -287,6 +295,8 @@ impl Worker {
             // It was taken out a moment ago and is still ending: as if it had been altered.
             Some(plugin) => {
                 plugin.leaving = false;
+                plugin.asks.clear();
+                plugin.has_said_hello = false;
                 self.begin_anew(manifest, "reload", "it was taken out and put back");
                 self.feed(&name, Event::Wanted(wanted));
             }
@@ -389,35 +399,18 @@ impl Worker {
 
     /// What follows from the manifests in force as a whole: permissions, bars, dependencies.
     pub(super) fn spread(&mut self) {
-        let granting = self.work.gatekeeper.policy().granting;
-        let permissions = self.plugins.values().map(|plugin| {
-            let manifest = &plugin.manifest;
-            (manifest.name.clone(), manifest.effective(granting))
-        });
-        self.work.gatekeeper.set_permissions(permissions.collect());
+        self.put_permissions_in_force();
         let manifests = self.plugins.values().map(|plugin| &plugin.manifest);
         let shares = manifests.map(|manifest| (manifest.name.clone(), manifest.share()));
         self.work.gatekeeper.metering().share_out(shares.collect());
-        self.withdraw_services();
         let names: Vec<_> = self.plugins.keys().cloned().collect();
         for name in names {
+            let ungranted = self.ungranted(&name);
+            self.feed(&name, Event::Grants(ungranted));
             let bar = self.bar(&name);
             self.feed(&name, Event::Barred(bar));
             let missing = self.missing(&name);
             self.feed(&name, Event::Dependencies(missing));
-        }
-    }
-
-    /// What a live run provides and may not any more is nobody's.
-    fn withdraw_services(&self) {
-        let (registry, gatekeeper) = (&self.work.registry, &self.work.gatekeeper);
-        for run in self.plugins.values().filter_map(|one| one.run.as_ref()) {
-            let source = Source::Plugin(run.plugin().clone());
-            for service in registry.registered_by(run.id()) {
-                if !gatekeeper.may(&source, Action::Provide(service.as_str())) {
-                    registry.unregister(run.id(), service.as_str());
-                }
-            }
         }
     }
 

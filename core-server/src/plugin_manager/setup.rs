@@ -13,6 +13,7 @@ use tokio::io::DuplexStream;
 use super::PluginInfo;
 use crate::channel::Runs;
 use crate::routing::Router;
+use crate::security::operator_grants::OperatorGrants;
 use crate::security::{Credentials, Gatekeeper};
 use crate::service_registry::ServiceRegistry;
 use crate::supervisor::custody::Custody;
@@ -103,8 +104,10 @@ pub struct Dependencies {
     pub router: Router,
     /// Credentials of runs and of remote plugins.
     pub credentials: Credentials,
-    /// What plugins may do.
+    /// What plugins may do; told by the plugin manager.
     pub gatekeeper: Gatekeeper,
+    /// What operators have granted; kept by the plugin manager from here on.
+    pub operator_grants: OperatorGrants,
     /// Who is told.
     pub announcer: Arc<dyn Announcer>,
     /// Plugins inside the core's process; their manifests are [`super::Kind::Embedded`].

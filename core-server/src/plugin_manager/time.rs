@@ -55,6 +55,7 @@ impl Worker {
             )
             .chain(self.keeper.again_at())
             .chain(self.unkept.iter().map(Unkept::deadline))
+            .chain(self.grants.next_deadline())
             .chain(self.next_reports)
             .chain(linked.then_some(self.next_link_check))
             .chain(self.next_look_at_programs())

@@ -81,6 +81,8 @@ impl Plugin {
             return Seen::Superseded;
         }
         match self.state.progress(upgrading.desired) {
+            // That is no failure of the new version.
+            _ if self.state.phase() == Phase::WaitingGrant => Seen::Waits,
             Progress::Failed { cause } if is_new => Seen::Failed(cause),
             Progress::Reached if is_new => Seen::Ready,
             _ if self.state.phase() == Phase::WaitingDependency => Seen::Waits,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dependencies::Graph;
 use super::desired::DesiredFile;
+use super::grants::Grants;
 use super::keeper::Keeper;
 use super::operations::{Batch, Unkept};
 use super::order::{self, Reactions, Standing};
@@ -52,6 +53,7 @@ pub struct Worker {
     pub(super) shutdown: Option<Shutdown>,
     pub(super) desired: DesiredFile,
     pub(super) upgrades: Upgrades,
+    pub(super) grants: Grants,
     pub(super) keeper: Keeper,
     /// Done, but for being on the disk.
     pub(super) unkept: Vec<Unkept>,
@@ -102,7 +104,7 @@ impl Worker {
     pub(super) fn new(
         config: Config,
         manifests: Vec<Manifest>,
-        work: Dependencies,
+        mut work: Dependencies,
         shared: Arc<Shared>,
         messages: mpsc::Receiver<Message>,
     ) -> Self {
@@ -111,6 +113,7 @@ impl Worker {
         // Where it cannot be read the configuration was refused, or there was none.
         let upgrades = Upgrades::read(&config.data_dir);
         let upgrades = upgrades.unwrap_or_else(|_| Upgrades::none(&config.data_dir));
+        let grants = Grants::new(&config.data_dir, std::mem::take(&mut work.operator_grants));
         let requires = manifests
             .iter()
             .rev()
@@ -136,6 +139,7 @@ impl Worker {
             shutdown: None,
             desired,
             upgrades,
+            grants,
             keeper: Keeper::default(),
             unkept: Vec::new(),
             scope: TaskScope::new(),
@@ -160,6 +164,7 @@ impl Worker {
             }
             worker.install(manifest, now);
         }
+        worker.put_permissions_in_force();
         // Known from the first moment, before anything runs.
         worker.publish();
         worker
@@ -198,11 +203,7 @@ impl Worker {
         let (meter, custody) = (self.meter.clone(), self.work.custody.clone());
         let owner = Box::new(move |pid| custody.owner(pid));
         self.scope.spawn("usage", |stop| meter.run(owner, stop));
-        let names: Vec<_> = self.plugins.keys().cloned().collect();
-        for name in names {
-            let missing = self.missing(&name);
-            self.feed(&name, Event::Dependencies(missing));
-        }
+        self.spread();
         let mut handles_live = true;
         loop {
             self.settle();
@@ -290,6 +291,7 @@ impl Worker {
                 }
             }
             Message::ChannelLost { run, channel } => self.channel_lost(&run, channel),
+            Message::Grants(plugin, change, reply) => self.change_grants(&plugin, change, reply),
             Message::Reload { manifests, reply } => self.reload(manifests, reply),
             Message::Know { add, remove, reply } => self.know(add, &remove, reply),
             // Whoever asked may have given up.
@@ -547,11 +549,6 @@ impl Worker {
             self.feed(name, Event::Slot);
         }
         !given.is_empty()
-    }
-
-    /// What is shown of it changed.
-    pub(super) fn touch(&mut self, name: &PluginName) {
-        self.dirty.insert(name.clone());
     }
 
     pub(super) fn publish(&mut self) {

@@ -41,6 +41,18 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What operators have granted cannot be read.
+    #[error(
+        "what operators have granted, grants.json in {}, cannot be read; put it right, or take it away: then \
+         plugins have what manifests and configuration grant",
+        path.display()
+    )]
+    Grants {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The system gives no threads.
     #[error("threads cannot be started")]
     Threads(#[source] io::Error),

@@ -157,6 +157,10 @@ impl Runtime {
             let bound = tls_addresses.clone();
             blocking(move || tls::open_access(&config, &bound, credentials)).await?
         };
+        let operator_grants = {
+            let data_dir = config.data_dir.clone();
+            blocking(move || tls::read_grants(&data_dir)).await?
+        };
         let audit = Audit::start(&tls::directory(&config)).map_err(Error::Threads)?;
         let policy = Policy {
             granting: config.security.granting,
@@ -166,13 +170,6 @@ impl Runtime {
         };
         let manifests = with_embedded(config.plugins.clone(), &bare);
         let manifests = with_enrolled(manifests, &access);
-        let permissions = manifests
-            .iter()
-            .map(|manifest| {
-                let effective = manifest.effective(config.security.granting);
-                (manifest.name.clone(), effective)
-            })
-            .collect::<HashMap<_, _>>();
         let shares = manifests.iter();
         let shares = shares.map(|manifest| (manifest.name.clone(), manifest.share()));
         policy.metering.share_out(shares.collect());
@@ -181,7 +178,8 @@ impl Runtime {
         let gatekeeper = Gatekeeper::new(
             credentials.clone(),
             runs.clone(),
-            permissions,
+            // The plugin manager puts them in force.
+            HashMap::new(),
             operators.clone(),
             policy,
         );
@@ -214,6 +212,7 @@ impl Runtime {
                 router: router.clone(),
                 credentials,
                 gatekeeper: gatekeeper.clone(),
+                operator_grants,
                 announcer: Arc::new(Announcements::new(bus.clone(), state.clone())),
                 embedded,
                 connect: connector.as_connect(),
@@ -310,6 +309,11 @@ impl Runtime {
         scopes
             .workers
             .spawn("plugin-manager", |stop| manager_worker.run(stop));
+        if let Some(tls) = prepared.clone() {
+            scopes
+                .workers
+                .spawn("tls-files", |stop| tls::follow_files(tls, stop));
+        }
         server.serve_unix(unix.plugins, Role::Plugins);
         server.serve_unix(unix.operators, Role::Operators);
         tcp.into_iter()

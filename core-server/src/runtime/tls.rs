@@ -2,15 +2,23 @@
 //! on other machines find the core.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::config::{Config, Listen};
+use crate::plugin_manager;
 use crate::security::authority::{Authority, Made};
+use crate::security::operator_grants::OperatorGrants;
 use crate::security::{Access, Credentials, access};
+use crate::task::blocking;
 use crate::transport;
+
+/// How often the files of the certificate are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where credentials and certificates are kept, in the data directory.
 pub(super) fn directory(config: &Config) -> PathBuf {
@@ -170,6 +178,47 @@ pub(super) fn open_access(
         source,
     })?;
     Ok((listener, access))
+}
+
+/// Shows another certificate when its files have changed, until `stop` is cancelled. One that cannot be used
+/// is said once, and the one before is shown.
+pub(super) async fn follow_files(tls: transport::Tls, stop: CancellationToken) {
+    let look = || {
+        let tls = tls.clone();
+        blocking(move || tls.seen())
+    };
+    let mut follower = tls.follower();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        if !follower.look(look().await) {
+            continue;
+        }
+        let reload = {
+            let tls = tls.clone();
+            blocking(move || tls.reload())
+        };
+        match reload.await {
+            Ok(()) => {
+                tracing::info!("the TLS certificate has changed; new connections are shown it")
+            }
+            Err(error) => {
+                let why = crate::error::chain(&error);
+                tracing::warn!("the TLS certificate before is kept: {why}");
+            }
+        }
+    }
+}
+
+/// What operators have granted.
+pub(super) fn read_grants(data_dir: &Path) -> Result<OperatorGrants, Error> {
+    let read = plugin_manager::read_grants(data_dir);
+    read.map_err(|source| Error::Grants {
+        path: data_dir.join("security"),
+        source,
+    })
 }
 
 #[cfg(test)]

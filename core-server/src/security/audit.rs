@@ -21,10 +21,15 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::identity::Caller;
+use crate::types::Source;
+
 /// Records that wait for the disk.
 const QUEUE: usize = 1_024;
 /// A file of this size is put aside.
 const FILE_BYTES: u64 = 8 << 20;
+/// Longest resource, in characters.
+const MAX_RESOURCE_CHARS: usize = 300;
 /// Files that are kept beside the one in use.
 const OLD_FILES: u32 = 4;
 /// Denials of one caller in a second that are told one by one.
@@ -40,7 +45,13 @@ pub struct Record {
     pub action: String,
     /// "allowed", "denied", "would_be_denied".
     pub decision: &'static str,
-    /// The plugin that asked, or that it is about.
+    /// The request that it belongs to; several records of one have the same.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub request: String,
+    /// The operator that asked: "uid 1000", "token 5d41402a (laptop)".
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub operator: String,
+    /// The plugin that asked; where an operator did, the one that it is about.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub plugin: String,
     /// Its run.
@@ -49,15 +60,51 @@ pub struct Record {
     /// Where it came from.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub peer: String,
-    /// Topic, service, key, namespace, credential's id.
+    /// Topic, service, key, namespace, credential's id, permission, file; where a plugin manages another, that.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resource: String,
-    /// What decided: a reason of error.proto, or the entry that was missing.
+    /// What decided: "not_granted", "deny", "reserved", a reason of error.proto; of what was allowed
+    /// "operator" or "manage".
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rule: String,
     /// So many more of this caller's were not told one by one.
     #[serde(skip_serializing_if = "is_zero")]
     pub suppressed: u64,
+}
+
+impl Record {
+    /// Of what a caller does with a plugin, or with something else. Without a decision.
+    #[must_use]
+    pub fn of(caller: &Caller, action: &str, plugin: &str, resource: &str) -> Self {
+        let mut record = Self {
+            action: action.to_owned(),
+            request: caller.request.to_string(),
+            operator: caller.operator.as_deref().unwrap_or_default().to_owned(),
+            plugin: plugin.to_owned(),
+            peer: caller
+                .peer
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            resource: cut(resource),
+            rule: "operator".to_owned(),
+            ..Self::default()
+        };
+        if let Source::Plugin(own) = &caller.source {
+            "manage".clone_into(&mut record.rule);
+            let about = std::mem::replace(&mut record.plugin, own.to_string());
+            if record.resource.is_empty() {
+                record.resource = cut(&about);
+            }
+            record.generation = caller.run.as_ref().map(|run| run.generation().0);
+        }
+        record
+    }
+}
+
+/// Whatever somebody sends, a line stays a line.
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_RESOURCE_CHARS).collect()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
@@ -115,6 +162,15 @@ impl Audit {
         Ok(Self {
             inner: Some(Arc::new(inner)),
         })
+    }
+
+    /// Notes what a caller is about to do who may: an operator, or a plugin that manages. Before it is done,
+    /// so that it is on record even if it ends the core. Never waits.
+    pub fn note_allowed(&self, caller: &Caller, action: &str, plugin: &str, resource: &str) {
+        self.note(Record {
+            decision: decision::ALLOWED,
+            ..Record::of(caller, action, plugin, resource)
+        });
     }
 
     /// Notes what happened; never waits.
@@ -208,12 +264,37 @@ impl Denials {
     }
 }
 
+/// Notes something that was done while no core ran, and waits for the disk. Only where a core has kept its
+/// secrets before: this program may run as another user.
+///
+/// # Errors
+/// It could not be written.
+pub fn note_offline(directory: &Path, record: &Record) -> io::Result<()> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    let line = line(SystemTime::now(), 0, record)?;
+    Rotating::new(directory).write(&line)
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
     id: u64,
     #[serde(flatten)]
     record: &'a Record,
+}
+
+fn line(time: SystemTime, id: u64, record: &Record) -> io::Result<Vec<u8>> {
+    let time = jiff::Timestamp::try_from(time);
+    let line = Line {
+        time: time.map_or_else(|_| String::new(), |time| time.to_string()),
+        id,
+        record,
+    };
+    let mut line = serde_json::to_vec(&line)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn write_all(records: &Receiver<(SystemTime, u64, Record)>, file: &mut Rotating) {
@@ -224,19 +305,7 @@ fn write_all(records: &Receiver<(SystemTime, u64, Record)>, file: &mut Rotating)
         true
     });
     while let Ok((time, id, record)) = records.recv() {
-        let time = jiff::Timestamp::try_from(time);
-        let line = Line {
-            time: time.map_or_else(|_| String::new(), |time| time.to_string()),
-            id,
-            record: &record,
-        };
-        let written = serde_json::to_vec(&line)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                file.write(&line)
-            });
-        match written {
+        match line(time, id, &record).and_then(|line| file.write(&line)) {
             Ok(()) => failing = false,
             // Once, not for each line: the disk may be full for hours.
             Err(error) if !failing => {

@@ -108,8 +108,21 @@ impl Eq for Credential {}
 pub struct OperatorToken {
     /// Its name.
     pub id: Arc<str>,
+    /// Where it is used, for people; may be empty.
+    pub label: Arc<str>,
     /// Cancelled when it is worth nothing any more.
     pub revoked: CancellationToken,
+}
+
+impl OperatorToken {
+    /// How whoever uses it is called.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.label.as_ref() {
+            "" => format!("token {}", self.id),
+            label => format!("token {} ({label})", self.id),
+        }
+    }
 }
 
 /// Whom a credential speaks for.

@@ -1,6 +1,6 @@
 //! The one authorisation point. Every RPC passes [`Gatekeeper::admit`], every request frame of a
 //! channel [`Gatekeeper::admit_frame`], every use of a topic, service, key or namespace
-//! [`Gatekeeper::authorize`].
+//! [`Gatekeeper::authorize`], which is in `uses.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 
 use super::audit;
 use super::credentials::{Credential, Credentials, Holder, OperatorToken, Worth};
-use super::grants::{Effective, Mode, Verdict};
-use super::identity::{Caller, Peer, Principal};
-use super::permissions::{Action, Denied, Needs, NotGranted, Rule, part_of, reserved, rule_of};
-use super::policy::{Policy, Reads};
+use super::grants::Effective;
+use super::identity::{Caller, Peer, Principal, RequestId};
+use super::permissions::{Needs, NotGranted, Rule, part_of, rule_of};
+use super::policy::Policy;
 use super::quota::Metering;
 use super::refusal::{Error, expired, shortened};
 use crate::channel::{Run, Runs};
 use crate::config::Manage;
 use crate::error::{Classify as _, ErrorKind};
-use crate::types::{Cause, Pattern, PluginName, Source};
+use crate::types::{Cause, PluginName, Source};
 
 /// What a request carries of its caller, out of its metadata.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +37,8 @@ pub struct Presented<'a> {
     pub deadline: Option<Instant>,
     /// W3C trace context.
     pub traceparent: Option<&'a str>,
+    /// Which request it is; see [`Gatekeeper::next_request`].
+    pub request: RequestId,
 }
 
 /// Who was admitted.
@@ -64,20 +66,21 @@ pub struct Stats {
 /// The authorisation point. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Gatekeeper {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     credentials: Credentials,
     runs: Runs,
-    permissions: ArcSwap<HashMap<PluginName, Effective>>,
+    pub(super) permissions: ArcSwap<HashMap<PluginName, Effective>>,
     /// Rises with each change of them, after it is in force.
-    changed: watch::Sender<u64>,
-    policy: Policy,
+    pub(super) changed: watch::Sender<u64>,
+    pub(super) policy: Policy,
     /// Users who may act as operators.
     operators: HashSet<u32>,
-    stats: Stats,
+    requests: AtomicU64,
+    pub(super) stats: Stats,
 }
 
 impl Gatekeeper {
@@ -98,6 +101,7 @@ impl Gatekeeper {
             changed: watch::Sender::new(0),
             policy,
             operators: operators.into_iter().collect(),
+            requests: AtomicU64::new(1),
             stats: Stats::default(),
         };
         Self {
@@ -105,11 +109,10 @@ impl Gatekeeper {
         }
     }
 
-    /// What plugins may do from now on. Streams that were opened before and are not granted any more end:
-    /// see [`Self::loses`].
-    pub fn set_permissions(&self, permissions: HashMap<PluginName, Effective>) {
-        self.inner.permissions.store(Arc::new(permissions));
-        self.inner.changed.send_modify(|revision| *revision += 1);
+    /// The name of a request that has just come.
+    #[must_use]
+    pub fn next_request(&self) -> RequestId {
+        RequestId::Rpc(self.inner.requests.fetch_add(1, Ordering::Relaxed))
     }
 
     /// How grants come about, and what becomes of uses without one.
@@ -122,80 +125,6 @@ impl Gatekeeper {
     #[must_use]
     pub fn metering(&self) -> &Metering {
         &self.inner.policy.metering
-    }
-
-    /// Completes when one of the patterns may not be read any more, which was granted before.
-    pub fn loses(
-        &self,
-        source: &Source,
-        reads: Reads,
-        patterns: Vec<Pattern>,
-    ) -> impl Future<Output = Denied> + Send + use<> {
-        let source = source.clone();
-        self.refuses(move |gatekeeper| {
-            patterns.iter().try_for_each(|pattern| {
-                let action = match reads {
-                    Reads::Events => Action::Subscribe(pattern),
-                    Reads::State => Action::WatchState(pattern),
-                };
-                gatekeeper.authorize_quietly(&source, action)
-            })
-        })
-    }
-
-    /// As [`Self::loses`], for a namespace of the storage.
-    pub fn loses_storage(
-        &self,
-        source: &Source,
-        namespace: String,
-    ) -> impl Future<Output = Denied> + Send + use<> {
-        let source = source.clone();
-        self.refuses(move |gatekeeper| {
-            gatekeeper.authorize_quietly(&source, Action::ReadStorage(&namespace))
-        })
-    }
-
-    /// As [`Self::loses`], for a part of the core's management.
-    pub fn loses_management(
-        &self,
-        source: &Source,
-        method: &'static str,
-        part: Manage,
-    ) -> impl Future<Output = Denied> + Send + use<> {
-        let source = source.clone();
-        self.refuses(move |gatekeeper| match &source {
-            Source::Plugin(plugin) if !gatekeeper.may_manage(plugin, part) => {
-                Err(NotGranted::of_management(plugin, method, part).into())
-            }
-            _ => Ok(()),
-        })
-    }
-
-    /// As [`Self::authorize`]; what is done all the same is not noted again with each change.
-    fn authorize_quietly(&self, source: &Source, action: Action<'_>) -> Result<(), Denied> {
-        if self.may(source, action) {
-            return Ok(());
-        }
-        self.authorize(source, action)
-    }
-
-    /// Completes with what `judge` refuses, now or after a change of the permissions.
-    fn refuses<J>(&self, judge: J) -> impl Future<Output = Denied> + Send + use<J>
-    where
-        J: Fn(&Self) -> Result<(), Denied> + Send + 'static,
-    {
-        let gatekeeper = self.clone();
-        async move {
-            let mut changed = gatekeeper.inner.changed.subscribe();
-            loop {
-                if let Err(denied) = judge(&gatekeeper) {
-                    return denied;
-                }
-                if changed.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
     }
 
     /// What was counted.
@@ -219,6 +148,7 @@ impl Gatekeeper {
             self.inner.policy.audit.note(audit::Record {
                 action: shortened(method),
                 decision: audit::decision::DENIED,
+                request: presented.request.to_string(),
                 plugin: error.plugin().map(ToString::to_string).unwrap_or_default(),
                 peer: peer.to_string(),
                 rule: error.reason().as_str().to_owned(),
@@ -244,7 +174,7 @@ impl Gatekeeper {
             return Ok(Admitted::Anonymous);
         }
         if let Peer::OperatorSocket { uid, supervised } = *peer {
-            return self.admit_operator(uid, supervised, method, rule, presented);
+            return self.admit_operator(peer, (uid, supervised), method, rule, presented);
         }
         let credential = match self.identify(peer, method, presented)? {
             Identified::Plugin(credential) => credential,
@@ -286,6 +216,7 @@ impl Gatekeeper {
                 Ok(Admitted::Caller(self.plugin_caller(
                     run,
                     &credential,
+                    peer,
                     presented,
                 )?))
             }
@@ -299,15 +230,6 @@ impl Gatekeeper {
         }
         let missing = NotGranted::of_management(plugin, method, part);
         Err(Error::NotManaging(Box::new(missing)))
-    }
-
-    /// Whether a plugin may use a part of the core's management.
-    #[must_use]
-    pub fn may_manage(&self, plugin: &PluginName, part: Manage) -> bool {
-        let permissions = self.inner.permissions.load();
-        permissions
-            .get(plugin)
-            .is_some_and(|held| held.manages(part))
     }
 
     /// Whom the request's token, else the connection's certificate, speaks for.
@@ -380,16 +302,15 @@ impl Gatekeeper {
             let advice = ": it could be read on the way. Listen with listen.tls";
             return Err(Error::OperatorToken { advice });
         }
-        let name = format!("an operator (token {})", token.id);
-        let mut caller = self.operator_caller(name, method, rule, presented)?;
+        let mut caller = self.operator_caller(token.name(), peer, method, rule, presented)?;
         caller.revoked = Some(token.revoked.clone());
         Ok(Admitted::Caller(caller))
     }
 
     fn admit_operator(
         &self,
-        uid: u32,
-        supervised: bool,
+        peer: &Peer,
+        (uid, supervised): (u32, bool),
         method: &str,
         rule: Option<&Rule>,
         presented: &Presented<'_>,
@@ -400,14 +321,15 @@ impl Gatekeeper {
         if !self.inner.operators.contains(&uid) {
             return Err(Error::NotOperator { uid });
         }
-        let name = format!("an operator (uid {uid})");
-        let caller = self.operator_caller(name, method, rule, presented)?;
+        let name = format!("uid {uid}");
+        let caller = self.operator_caller(name, peer, method, rule, presented)?;
         Ok(Admitted::Caller(caller))
     }
 
     fn operator_caller(
         &self,
         name: String,
+        peer: &Peer,
         method: &str,
         rule: Option<&Rule>,
         presented: &Presented<'_>,
@@ -418,7 +340,7 @@ impl Gatekeeper {
         {
             return Err(Error::NotAllowed {
                 method: shortened(method),
-                caller: name,
+                caller: format!("an operator ({name})"),
                 advice: "; it needs a plugin's run",
             });
         }
@@ -430,6 +352,9 @@ impl Gatekeeper {
             cause: presented.parent.map(str::parse::<Cause>).transpose()?,
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
             revoked: None,
+            operator: Some(name.into()),
+            peer: Some(peer.clone()),
+            request: presented.request,
         })
     }
 
@@ -471,6 +396,7 @@ impl Gatekeeper {
         &self,
         run: Arc<Run>,
         credential: &Credential,
+        peer: &Peer,
         presented: &Presented<'_>,
     ) -> Result<Caller, Error> {
         Ok(Caller {
@@ -482,6 +408,9 @@ impl Gatekeeper {
             traceparent: presented.traceparent.unwrap_or_default().to_owned(),
             // The credential of one run ends with it.
             revoked: (credential.run.is_none()).then(|| credential.revoked.clone()),
+            operator: None,
+            peer: Some(peer.clone()),
+            request: presented.request,
         })
     }
 
@@ -504,9 +433,9 @@ impl Gatekeeper {
         }
     }
 
-    /// The caller of a channel's frames; made once per channel.
+    /// The caller of a channel's frames; made once per channel, from where it was opened if that is known.
     #[must_use]
-    pub fn channel_caller(&self, run: &Arc<Run>) -> Caller {
+    pub fn channel_caller(&self, run: &Arc<Run>, peer: Option<Peer>) -> Caller {
         Caller {
             source: Source::Plugin(run.plugin().clone()),
             meter: self.metering().of(run.plugin()),
@@ -516,91 +445,10 @@ impl Gatekeeper {
             traceparent: String::new(),
             // The channel ends with it.
             revoked: None,
+            operator: None,
+            peer,
+            request: RequestId::None,
         }
-    }
-
-    /// Whether a caller may use a resource. Operators may use all but what is the core's own.
-    #[must_use]
-    pub fn may(&self, source: &Source, action: Action<'_>) -> bool {
-        match self.verdict(source, action) {
-            Verdict::Allowed => true,
-            Verdict::NotGranted | Verdict::Denied => self.inner.policy.mode == Mode::Audit,
-            Verdict::Reserved => false,
-        }
-    }
-
-    fn verdict(&self, source: &Source, action: Action<'_>) -> Verdict {
-        let Source::Plugin(plugin) = source else {
-            return match reserved(action) {
-                Some(_) if *source != Source::Core => Verdict::Reserved,
-                _ => Verdict::Allowed,
-            };
-        };
-        let permissions = self.inner.permissions.load();
-        match permissions.get(plugin) {
-            Some(held) => held.judge(plugin, action),
-            None => Effective::default().judge(plugin, action),
-        }
-    }
-
-    /// Judges the use of a resource; a denial is counted and audited. In audit mode what is not granted is
-    /// done all the same, and noted.
-    ///
-    /// # Errors
-    /// [`Denied`]; a missing grant comes with the entry that would allow it.
-    pub fn authorize(&self, source: &Source, action: Action<'_>) -> Result<(), Denied> {
-        let verdict = self.verdict(source, action);
-        let denied = match (verdict, source) {
-            (Verdict::Allowed, _) => return Ok(()),
-            (Verdict::NotGranted, Source::Plugin(plugin)) => NotGranted::new(plugin, action).into(),
-            (Verdict::Denied, Source::Plugin(plugin)) => NotGranted::denied(plugin, action).into(),
-            (Verdict::Reserved | Verdict::NotGranted | Verdict::Denied, _) => {
-                let resource = reserved(action).unwrap_or_default();
-                Denied::Reserved {
-                    resource: resource.chars().take(300).collect(),
-                }
-            }
-        };
-        let is_done = verdict != Verdict::Reserved && self.inner.policy.mode == Mode::Audit;
-        let (counter, decision) = if is_done {
-            (
-                &self.inner.stats.would_be_denied,
-                audit::decision::WOULD_BE_DENIED,
-            )
-        } else {
-            (&self.inner.stats.denied, audit::decision::DENIED)
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        self.note_denial(source, &denied, verdict, decision);
-        if is_done { Ok(()) } else { Err(denied) }
-    }
-
-    fn note_denial(
-        &self,
-        source: &Source,
-        denied: &Denied,
-        verdict: Verdict,
-        decision: &'static str,
-    ) {
-        let run = self.inner.runs.get(source.as_str());
-        let (action, resource) = match denied {
-            Denied::NotGranted(missing) => missing.subject(),
-            Denied::Reserved { resource } => ("write", resource.as_str()),
-        };
-        self.inner.policy.audit.note(audit::Record {
-            action: action.to_owned(),
-            decision,
-            plugin: source.as_str().to_owned(),
-            generation: run.map(|run| run.generation().0),
-            resource: resource.to_owned(),
-            rule: match verdict {
-                Verdict::Reserved => "reserved",
-                Verdict::Denied => "deny",
-                Verdict::NotGranted | Verdict::Allowed => "not_granted",
-            }
-            .to_owned(),
-            ..audit::Record::default()
-        });
     }
 }
 

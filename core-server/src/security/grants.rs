@@ -1,7 +1,9 @@
 //! What a plugin may do beyond its own area: what its manifest asks for, what the operator grants, what
 //! the operator denies. Pure.
 
-use crate::config::{Manage, Permissions};
+use std::collections::BTreeSet;
+
+use crate::config::{Act, Manage, Permission, Permissions};
 use crate::types::{Pattern, PluginName};
 
 use super::permissions::{Action, in_core, owns_namespace, reserved};
@@ -35,6 +37,15 @@ pub struct Effective {
     pub denied: Permissions,
 }
 
+/// The same for people and plugins: one permission after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// What is granted. It may hold what is denied.
+    pub granted: Vec<Permission>,
+    /// What is denied, whatever is granted.
+    pub denied: Vec<Permission>,
+}
+
 /// How a use is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -58,24 +69,6 @@ impl From<Permissions> for Effective {
 }
 
 impl Effective {
-    /// Of what a manifest asks for and the configuration says.
-    #[must_use]
-    pub fn new(
-        asked: &Permissions,
-        granted: &Permissions,
-        denied: &Permissions,
-        granting: Granting,
-    ) -> Self {
-        let asked = match granting {
-            Granting::AsAsked => Some(asked.clone()),
-            Granting::Reviewed => None,
-        };
-        Self {
-            granted: asked.into_iter().chain([granted.clone()]).collect(),
-            denied: denied.clone(),
-        }
-    }
-
     /// Whether the plugin may do something. Deny beats allow, also in its own area; nobody but the core
     /// writes what is the core's.
     #[must_use]
@@ -93,6 +86,26 @@ impl Effective {
         } else {
             Verdict::NotGranted
         }
+    }
+
+    /// What is granted, and what is denied, each in order and once.
+    #[must_use]
+    pub fn listed(&self) -> Listed {
+        let entries = |list: &Permissions| list.entries().into_iter().map(|(entry, _)| entry);
+        let granted: BTreeSet<_> = self.granted.iter().flat_map(entries).collect();
+        Listed {
+            granted: granted.into_iter().collect(),
+            denied: entries(&self.denied).collect(),
+        }
+    }
+
+    /// The environment variables that a process of the plugin is given of the core's own.
+    #[must_use]
+    pub fn environment(&self) -> Vec<String> {
+        let Listed { granted, denied } = self.listed();
+        let is_given = |entry: &Permission| entry.act() == Act::Env && !denied.contains(entry);
+        let given = granted.iter().filter(|entry| is_given(entry));
+        given.map(|entry| entry.resource().to_owned()).collect()
     }
 
     /// Whether the plugin may use a part of the core's management.
@@ -192,12 +205,10 @@ mod tests {
 
     #[test]
     fn deny_beats_allow_also_at_home() {
-        let effective = Effective::new(
-            &subscribing(&["home.>"]),
-            &Permissions::default(),
-            &subscribing(&["home.alarm.*", "lamp.secret"]),
-            Granting::AsAsked,
-        );
+        let effective = Effective {
+            granted: vec![subscribing(&["home.>"])],
+            denied: subscribing(&["home.alarm.*", "lamp.secret"]),
+        };
         let judge = |action| effective.judge(&lamp(), action);
         for (topic, expected) in [
             ("home.door", Verdict::Allowed),
@@ -225,27 +236,16 @@ mod tests {
     }
 
     #[test]
-    fn under_review_only_the_operator_grants() {
-        let (asked, granted) = (subscribing(&["a.>", "b.>"]), subscribing(&["a.>"]));
-        let nothing = Permissions::default();
-        let judge = |granted: &Permissions, granting, topic| {
-            let effective = Effective::new(&asked, granted, &nothing, granting);
-            effective.judge(&lamp(), Action::Publish(topic))
+    fn an_environment_is_what_is_granted_but_for_what_is_denied() {
+        let env = |names: &[&str]| Permissions {
+            env: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Permissions::default()
         };
-        assert_eq!(judge(&nothing, Granting::AsAsked, "b.x"), Verdict::Allowed);
-        assert_eq!(
-            judge(&nothing, Granting::Reviewed, "b.x"),
-            Verdict::NotGranted
-        );
-        assert_eq!(judge(&granted, Granting::Reviewed, "a.x"), Verdict::Allowed);
-        assert_eq!(
-            judge(&granted, Granting::Reviewed, "b.x"),
-            Verdict::NotGranted
-        );
-        assert_eq!(
-            judge(&nothing, Granting::Reviewed, "lamp.x"),
-            Verdict::Allowed
-        );
+        let effective = Effective {
+            granted: vec![env(&["B", "A"]), env(&["C", "A"])],
+            denied: env(&["B", "D"]),
+        };
+        assert_eq!(effective.environment(), ["A", "C"]);
     }
 
     #[test]
@@ -258,8 +258,10 @@ mod tests {
             manage: vec![Manage::ReadLogs],
             ..Permissions::default()
         };
-        let nothing = Permissions::default();
-        let effective = Effective::new(&all, &nothing, &one, Granting::AsAsked);
+        let effective = Effective {
+            granted: vec![all],
+            denied: one,
+        };
         assert!(effective.manages(Manage::ViewPlugins));
         assert!(!effective.manages(Manage::ReadLogs) && !effective.manages(Manage::ManagePlugins));
     }
@@ -274,7 +276,10 @@ mod tests {
         }];
         let mut granted = Permissions::default();
         granted.storage.write = vec![pattern("*")];
-        let effective = Effective::new(&granted, &granted, &denied, Granting::AsAsked);
+        let effective = Effective {
+            granted: vec![granted],
+            denied,
+        };
         let judge = |action| effective.judge(&lamp(), action);
         assert_eq!(judge(Action::WriteStorage("geo")), Verdict::Denied);
         assert_eq!(judge(Action::WriteStorage("shed")), Verdict::Allowed);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Digest;
 use super::quota::Meter;
-use crate::channel::Run;
+use crate::channel::{ChannelId, Run};
 use crate::types::{Cause, Source};
 
 /// What the transport knows of a connection.
@@ -105,4 +105,33 @@ pub struct Caller {
     pub traceparent: String,
     /// Cancelled when the credential that it came with is worth nothing any more.
     pub revoked: Option<CancellationToken>,
+    /// Which operator: "uid 1000", "token 5d41402a (laptop)".
+    pub operator: Option<Arc<str>>,
+    /// Where it comes from, as far as it is known.
+    pub peer: Option<Peer>,
+    /// Which request it is, for the audit log.
+    pub request: RequestId,
+}
+
+/// A request in the audit log: what it did and what it was refused have the same. Unique while the core
+/// runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequestId {
+    /// None: the core acts by itself.
+    #[default]
+    None,
+    /// An RPC, in the order in which they came.
+    Rpc(u64),
+    /// A `Request` on a channel.
+    Frame(ChannelId, u64),
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Rpc(number) => write!(formatter, "r{number}"),
+            Self::Frame(channel, number) => write!(formatter, "c{channel}.{number}"),
+        }
+    }
 }

@@ -2,7 +2,9 @@
 //! every request frame of a channel.
 //!
 //! Owns: credentials of runs, of remote plugins and of operators, the certificate authority, principals, the table principal x RPC, the
-//! rule of a plugin's own area, and what each plugin uses. Does not own: connections (`transport/`) nor runs (`channel/`).
+//! rule of a plugin's own area, the merge of what is asked for, granted and denied, and what each plugin uses. Does not
+//! own: connections (`transport/`), runs (`channel/`), nor the moment at which another grant comes into force
+//! (`plugin_manager/`).
 //!
 //! Invariants
 //! - A plugin's name comes from its credential, never from a message.
@@ -16,10 +18,13 @@ mod credentials;
 mod gatekeeper;
 mod grants;
 mod identity;
+pub mod operator_grants;
 mod permissions;
 mod policy;
 mod quota;
 mod refusal;
+mod review;
+mod uses;
 
 pub use access::Access;
 pub use audit::Audit;
@@ -29,9 +34,10 @@ pub use credentials::{
     Credential, Credentials, Digest, Holder, OperatorToken, Token, Worth, digest_of,
 };
 pub use gatekeeper::{Admitted, Gatekeeper, Presented, Stats};
-pub use grants::{Effective, Granting, Mode, Verdict};
-pub use identity::{Caller, Peer, Principal};
+pub use grants::{Effective, Granting, Listed, Mode, Verdict};
+pub use identity::{Caller, Peer, Principal, RequestId};
 pub use permissions::{Action, Denied, Needs, NotGranted, RULES, Rule, part_of, reserved, rule_of};
-pub use policy::{Policy, Reads};
+pub use policy::{Policy, Read};
 pub use quota::{Exceeded, Meter, Metering, Reading, Share};
 pub use refusal::Error;
+pub use review::{Review, Standing};

@@ -2,7 +2,7 @@
 //! manifest was granted. Pure.
 
 use super::identity::Principal;
-use crate::config::Manage;
+use crate::config::{Act, Manage, Permission, quoted};
 use crate::error::{Classify, ErrorKind, Reason};
 use crate::types::{Pattern, PluginName};
 
@@ -137,6 +137,9 @@ pub const RULES: &[Rule] = &[
     rule("coreruntime.v1.Access/Invite", false, None, true),
     rule("coreruntime.v1.Access/ListCredentials", false, None, true),
     rule("coreruntime.v1.Access/RevokeCredential", false, None, true),
+    rule("coreruntime.v1.Access/Grant", false, None, true),
+    rule("coreruntime.v1.Access/Revoke", false, None, true),
+    rule("coreruntime.v1.Access/ListPermissions", false, None, true),
     rule(
         "coreruntime.v1.Enrollment/Join",
         true,
@@ -294,7 +297,10 @@ pub struct NotGranted {
     plugin: PluginName,
     action: &'static str,
     resource: String,
+    /// As it would stand in a manifest.
     entry: String,
+    /// As it would be granted.
+    permission: String,
     denied: bool,
 }
 
@@ -307,7 +313,12 @@ impl NotGranted {
 
     /// What to do about it.
     fn advice(&self) -> String {
-        let Self { plugin, entry, .. } = self;
+        let Self {
+            plugin,
+            entry,
+            permission,
+            ..
+        } = self;
         if self.denied {
             return format!(
                 "[plugins.{plugin}.deny] in core.toml denies it; take {entry} out there and run \
@@ -315,8 +326,10 @@ impl NotGranted {
             );
         }
         format!(
-            "add {entry} to [permissions] in its plugin.toml, or to [plugins.{plugin}.grants] in \
-             core.toml, and run corectl reload"
+            "`corectl plugins grant {plugin} {}` grants it; so does {entry} in [permissions] of its \
+             plugin.toml (unless the core reviews), or in [plugins.{plugin}.grants] of core.toml, after \
+             corectl reload",
+            quoted(permission)
         )
     }
 
@@ -337,6 +350,7 @@ impl NotGranted {
             action: "use",
             resource: method.to_owned(),
             entry: format!("`manage = [\"{}\"]`", part.as_str()),
+            permission: format!("manage={}", part.as_str()),
             denied: false,
         }
     }
@@ -354,31 +368,60 @@ impl NotGranted {
         let table = |field: &str, way: &str, resource: &str| {
             format!("`{field} = {{ {way} = [\"{resource}\"] }}`")
         };
-        let (verb, resource, entry) = match action {
-            Action::Publish(name) => ("publish", name, list("publish", name)),
+        let (verb, resource, act, entry) = match action {
+            Action::Publish(name) => ("publish", name, Act::Publish, list("publish", name)),
             Action::Subscribe(pattern) => (
                 "subscribe to",
                 pattern.as_str(),
+                Act::Subscribe,
                 list("subscribe", pattern.as_str()),
             ),
-            Action::Provide(name) => ("provide", name, list("provide", name)),
-            Action::Call(name) => ("call", name, list("call", name)),
-            Action::ReadState(name) => ("read state", name, table("state", "read", name)),
+            Action::Provide(name) => ("provide", name, Act::Provide, list("provide", name)),
+            Action::Call(name) => ("call", name, Act::Call, list("call", name)),
+            Action::ReadState(name) => (
+                "read state",
+                name,
+                Act::ReadState,
+                table("state", "read", name),
+            ),
             Action::WatchState(pattern) => (
                 "watch state",
                 pattern.as_str(),
+                Act::ReadState,
                 table("state", "read", pattern.as_str()),
             ),
-            Action::WriteState(name) => ("write state", name, table("state", "write", name)),
-            Action::ReadStorage(name) => ("read storage", name, table("storage", "read", name)),
-            Action::WriteStorage(name) => ("write storage", name, table("storage", "write", name)),
+            Action::WriteState(name) => (
+                "write state",
+                name,
+                Act::WriteState,
+                table("state", "write", name),
+            ),
+            Action::ReadStorage(name) => (
+                "read storage",
+                name,
+                Act::ReadStorage,
+                table("storage", "read", name),
+            ),
+            Action::WriteStorage(name) => (
+                "write storage",
+                name,
+                Act::WriteStorage,
+                table("storage", "write", name),
+            ),
         };
         let resource: String = resource.chars().take(300).collect();
+        let permission = Permission::parse(act.as_str(), &resource);
+        let permission = permission.map_or_else(
+            // What breaks a rule of its kind cannot be granted, and is refused for that elsewhere.
+            |_| act.as_str().to_owned(),
+            |permission| permission.to_string(),
+        );
         Self {
             plugin: plugin.clone(),
             action: verb,
             resource,
             entry,
+            permission,
             denied: false,
         }
     }
@@ -398,6 +441,7 @@ impl Classify for NotGranted {
             ("plugin", self.plugin.to_string()),
             ("action", self.action.to_owned()),
             ("resource", self.resource.clone()),
+            ("permission", self.permission.clone()),
         ]
     }
 }
@@ -512,9 +556,9 @@ mod tests {
     fn a_denial_says_what_is_missing_and_where_to_put_it() {
         assert_eq!(
             NotGranted::new(&lamp(), Action::ReadStorage("geo")).to_string(),
-            "plugin \"lamp\" may not read storage \"geo\": add `storage = { read = [\"geo\"] }` to \
-             [permissions] in its plugin.toml, or to [plugins.lamp.grants] in core.toml, and run \
-             corectl reload"
+            "plugin \"lamp\" may not read storage \"geo\": `corectl plugins grant lamp storage.read=geo` \
+             grants it; so does `storage = { read = [\"geo\"] }` in [permissions] of its plugin.toml \
+             (unless the core reviews), or in [plugins.lamp.grants] of core.toml, after corectl reload"
         );
     }
 

@@ -3,14 +3,20 @@
 use super::audit::Audit;
 use super::grants::{Granting, Mode};
 use super::quota::Metering;
+use crate::config::Manage;
+use crate::types::Pattern;
 
-/// What is read through a pattern.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
+/// What a stream goes on reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
     /// Events.
-    Events,
+    Events(Pattern),
     /// State keys.
-    State,
+    State(Pattern),
+    /// A namespace of the storage.
+    Storage(String),
+    /// What a part of the core's management opens, by this method.
+    Management(&'static str, Manage),
 }
 
 /// How grants come about, what becomes of uses without one, how much may be used, and where it is noted.

@@ -8,6 +8,8 @@
 //!   registration ends.
 //! - A registration belongs to a run and ends with it; the name stays known, so that its callers learn
 //!   "not now" instead of "no such service".
+//! - What a plugin may offer is decided above. One that it may not is not in the table; it is kept beside it
+//!   where it is to appear as soon as the plugin may.
 //! - Finding a service is one look into a hash map under a read lock that nobody holds long.
 //!
 //! Limits: 1,000 names per plugin, known ones included (`TOO_MANY_SERVICES`); a name that is known
@@ -26,7 +28,7 @@ use parking_lot::RwLock;
 
 pub use description::ServiceDescription;
 pub use error::Error;
-pub use table::{Service, ServiceStats};
+pub use table::{Reviewed, Service, ServiceStats};
 pub use watch::{Watch, WatchItem};
 
 use crate::channel::Run;
@@ -91,6 +93,28 @@ impl ServiceRegistry {
         drop(table);
         self.watchers.changed(&name);
         Ok(())
+    }
+
+    /// Keeps a service that a run offers and may not, until [`Self::review`] finds that it may.
+    pub fn withhold(&self, run: &Run, description: ServiceDescription) {
+        let mut table = self.table.write();
+        if !run.ended().is_cancelled() {
+            table.withhold(run.id(), description);
+        }
+    }
+
+    /// What a run may offer has changed: what it may not any more is withdrawn, what was withheld or
+    /// withdrawn and it may by now is registered.
+    pub fn review(&self, run: &Run, may: impl Fn(&str) -> bool) -> Reviewed {
+        let mut table = self.table.write();
+        if run.ended().is_cancelled() {
+            return Reviewed::default();
+        }
+        let reviewed = table.review(run.plugin(), run.id(), may, SystemTime::now());
+        drop(table);
+        let changed = reviewed.withdrawn.iter().chain(&reviewed.taken_in);
+        changed.for_each(|name| self.watchers.changed(name));
+        reviewed
     }
 
     /// Takes a registration back. `false`: this run had not made it.

@@ -91,6 +91,17 @@ impl ServiceStats {
     }
 }
 
+/// What another look at a run's permissions changed.
+#[derive(Debug, Default)]
+pub struct Reviewed {
+    /// Not offered any more.
+    pub withdrawn: Vec<ServiceName>,
+    /// Offered from now on.
+    pub taken_in: Vec<ServiceName>,
+    /// Might be offered, and cannot be.
+    pub refused: Vec<Error>,
+}
+
 #[derive(Debug)]
 pub(super) struct Table {
     max_services: usize,
@@ -99,6 +110,8 @@ pub(super) struct Table {
     ordered: BTreeMap<ServiceName, ()>,
     by_plugin: HashMap<PluginName, HashSet<ServiceName>>,
     available: HashSet<PluginName>,
+    /// By run, what it offers and may not: taken in as soon as it may.
+    withheld: HashMap<RunId, BTreeMap<ServiceName, ServiceDescription>>,
 }
 
 impl Default for Table {
@@ -115,6 +128,7 @@ impl Table {
             ordered: BTreeMap::new(),
             by_plugin: HashMap::new(),
             available: HashSet::new(),
+            withheld: HashMap::new(),
         }
     }
 
@@ -196,7 +210,51 @@ impl Table {
         }
     }
 
+    /// Keeps what a run offers and may not, up to the limit of registered ones.
+    pub(super) fn withhold(&mut self, run: &RunId, description: ServiceDescription) {
+        let of_run = self.withheld.entry(run.clone()).or_default();
+        if of_run.len() < self.max_services {
+            of_run.insert(description.name.clone(), description);
+        }
+    }
+
+    /// Withdraws what a run may not offer any more, and takes in what it may by now.
+    pub(super) fn review(
+        &mut self,
+        plugin: &PluginName,
+        run: &RunId,
+        may: impl Fn(&str) -> bool,
+        now: SystemTime,
+    ) -> Reviewed {
+        let mut reviewed = Reviewed::default();
+        let of_run = self.withheld.remove(run).unwrap_or_default();
+        let (allowed, left): (Vec<_>, Vec<_>) =
+            of_run.into_iter().partition(|(name, _)| may(name.as_str()));
+        for (_, description) in left {
+            self.withhold(run, description);
+        }
+        for name in self.registered_by(run) {
+            if !may(name.as_str())
+                && let Some(service) = self.find(name.as_str())
+            {
+                self.unregister(run, name.as_str());
+                self.withhold(run, service.description.as_ref().clone());
+                reviewed.withdrawn.push(name);
+            }
+        }
+        for (name, description) in allowed {
+            match self.register(plugin, run, description, now) {
+                Ok(()) => reviewed.taken_in.push(name),
+                Err(error) => reviewed.refused.push(error),
+            }
+        }
+        reviewed
+    }
+
     pub(super) fn unregister(&mut self, run: &RunId, name: &str) -> Option<ServiceName> {
+        if let Some(of_run) = self.withheld.get_mut(run) {
+            of_run.retain(|withheld, _| withheld.as_str() != name);
+        }
         let service = self
             .by_name
             .get(name)
@@ -215,6 +273,7 @@ impl Table {
     }
 
     pub(super) fn end_run(&mut self, run: &RunId) -> Vec<ServiceName> {
+        self.withheld.remove(run);
         let names = self.registered_by(run);
         for name in &names {
             self.unregister(run, name.as_str());

@@ -171,3 +171,56 @@ fn each_call_counts_in_the_bucket_of_its_time() {
     let (calls, errors, in_flight, _) = stats.snapshot();
     assert_eq!((calls, errors, in_flight), (9, 2, 0));
 }
+
+#[test]
+fn what_a_run_may_not_offer_is_withdrawn_and_comes_back_with_its_grant() {
+    let registry = ServiceRegistry::new();
+    let lamp = run("lamp");
+    for name in ["lamp.on", "geo.lookup"] {
+        registry.register(&lamp, service(name)).expect("registered");
+    }
+    registry.withhold(&lamp, service("geo.erase"));
+    let own = |name: &str| name.starts_with("lamp.");
+    let names = |names: &[ServiceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let changed = registry.review(&lamp, own);
+    assert_eq!(names(&changed.withdrawn), ["geo.lookup"]);
+    assert_eq!(names(&registry.registered_by(lamp.id())), ["lamp.on"]);
+    assert!(
+        registry
+            .describe("geo.lookup")
+            .expect("known")
+            .registered_at
+            .is_none()
+    );
+    // What the plugin takes back meanwhile does not return.
+    registry.withhold(&lamp, service("geo.other"));
+    registry.unregister(lamp.id(), "geo.other");
+    let changed = registry.review(&lamp, |_| true);
+    assert_eq!(names(&changed.taken_in), ["geo.erase", "geo.lookup"]);
+    assert!(changed.withdrawn.is_empty() && changed.refused.is_empty());
+    assert_eq!(
+        names(&registry.registered_by(lamp.id())),
+        ["geo.erase", "geo.lookup", "lamp.on"]
+    );
+}
+
+#[test]
+fn a_name_that_another_took_meanwhile_is_told_and_an_ended_run_gets_nothing() {
+    let registry = ServiceRegistry::new();
+    let (lamp, other) = (run("lamp"), run("other"));
+    registry
+        .register(&lamp, service("geo.lookup"))
+        .expect("registered");
+    let _withdrawn = registry.review(&lamp, |_| false);
+    registry
+        .register(&other, service("geo.lookup"))
+        .expect("free by now");
+    let changed = registry.review(&lamp, |_| true);
+    assert!(
+        matches!(&changed.refused[..], [Error::Taken { .. }]),
+        "{changed:?}"
+    );
+    registry.withhold(&lamp, service("geo.erase"));
+    registry.end_run(lamp.id());
+    assert!(registry.review(&lamp, |_| true).taken_in.is_empty());
+}

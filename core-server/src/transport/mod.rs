@@ -48,7 +48,7 @@ pub use listen::{Error, PluginsAndOperators, SocketFiles, bind_tcp, bind_unix};
 pub use peer::Supervised;
 pub use serve::{Http2, Server, Stats};
 pub use standing::{AnonymousRequest, Standing};
-pub use tls::{Tls, TlsError};
+pub use tls::{Follower, Seen, Tls, TlsError};
 
 use crate::security::Peer;
 

@@ -2,9 +2,10 @@
 //! certificates it takes.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -52,6 +53,8 @@ pub struct Tls {
     clients: Arc<dyn ClientCertVerifier>,
     certificate: PathBuf,
     key: PathBuf,
+    /// As it was when they were read first.
+    follower: Follower,
 }
 
 impl fmt::Debug for Tls {
@@ -71,8 +74,11 @@ impl Tls {
     /// [`TlsError`].
     pub fn new(certificate: &Path, key: &Path, authorities: &str) -> Result<Self, TlsError> {
         let clients: Arc<dyn ClientCertVerifier> = Arc::new(Timeless::new(authorities)?);
+        // Before they are read: what is written meanwhile is noticed.
+        let seen = Seen::of(certificate, key);
         let config = config(certificate, key, &clients)?;
         Ok(Self {
+            follower: Follower::new(seen),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clients,
             certificate: certificate.to_owned(),
@@ -90,12 +96,64 @@ impl Tls {
         Ok(())
     }
 
+    /// What its files are on the disk now: another, when one of them was written or replaced.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen::of(&self.certificate, &self.key)
+    }
+
+    /// Who follows its files from when they were read first.
+    #[must_use]
+    pub fn follower(&self) -> Follower {
+        self.follower.clone()
+    }
+
     /// Makes a connection safe.
     pub(super) async fn accept<T>(&self, io: T) -> std::io::Result<TlsStream<T>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         TlsAcceptor::from(self.config.load_full()).accept(io).await
+    }
+}
+
+/// Two files as they were seen: when they were written, how long they are, which they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen([Option<(SystemTime, u64, u64)>; 2]);
+
+impl Seen {
+    fn of(certificate: &Path, key: &Path) -> Self {
+        Self([certificate, key].map(|path| {
+            let data = std::fs::metadata(path).ok()?;
+            Some((data.modified().ok()?, data.len(), data.ino()))
+        }))
+    }
+}
+
+/// Says when files that are looked at now and then are to be read again.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    read: Seen,
+    last: Seen,
+}
+
+impl Follower {
+    /// One for files that were read when they were like this.
+    #[must_use]
+    pub fn new(read: Seen) -> Self {
+        let last = read.clone();
+        Self { read, last }
+    }
+
+    /// Whether they are to be read now: they are other ones, and have been like this for two looks. A
+    /// certificate and its key are written one after the other, and do not fit meanwhile.
+    pub fn look(&mut self, now: Seen) -> bool {
+        let changed = now != self.read && now == self.last;
+        if changed {
+            self.read.clone_from(&now);
+        }
+        self.last = now;
+        changed
     }
 }
 
@@ -214,5 +272,30 @@ impl ClientCertVerifier for Timeless {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_again_once_they_have_been_the_same_for_two_looks() {
+        let seen = |length| Seen([Some((SystemTime::UNIX_EPOCH, length, 1)), None]);
+        let mut follower = Follower::new(seen(1));
+        // As they are at each look, and whether they are read then.
+        for (length, read) in [
+            (1, false),
+            (2, false),
+            (3, false),
+            (3, true),
+            (3, false),
+            (1, false),
+            (3, false),
+            (4, false),
+            (4, true),
+        ] {
+            assert_eq!(follower.look(seen(length)), read, "{length}");
+        }
     }
 }

@@ -4,6 +4,7 @@ mod explain;
 mod level;
 mod logs;
 mod order;
+pub(crate) mod permissions;
 mod quotas;
 mod upgrade;
 pub(crate) mod view;
@@ -82,9 +83,8 @@ pub(crate) async fn run(
             let outcome = Outcome::of(core, name, upgrade::request(core, name, path).await).await;
             finish(vec![outcome], output)
         }
-        PluginsCommand::Invite { name, valid_for } => {
-            access::invite(core, name, *valid_for, output).await
-        }
+        PluginsCommand::Invite(arguments) => access::invite(core, arguments, output).await,
+        PluginsCommand::Permissions(command) => permissions::run(core, command, output).await,
         PluginsCommand::Logs(arguments) => logs::run(core, arguments, output).await,
         PluginsCommand::LogLevel(arguments) => level::run(core, arguments, output).await,
     }
@@ -184,6 +184,7 @@ async fn describe(core: &Core, name: &str, output: &mut Output) -> Result<(), Fa
             }
             output.line("")?;
             let mut facts = facts(&info);
+            permissions::add_facts(core, name, &mut facts).await;
             quotas::show(&quotas, &mut facts);
             output.table(&facts, "")
         }

@@ -225,7 +225,7 @@ pub(crate) fn condition(info: &PluginInfo) -> Condition {
     let as_wanted = info.state() == info.desired() || info.desired() == PluginState::Unspecified;
     match info.phase.as_str() {
         "degraded" | "suspended" | "backoff" | "crash_loop" | "given_up" | "config_error"
-        | "incompatible" | "waiting_dependency" => Condition::Attention,
+        | "incompatible" | "waiting_dependency" | "waiting_grant" => Condition::Attention,
         "spawning" | "loading" | "starting" | "stopping" | "unloading" => Condition::Moving,
         // Stopped on request under `desired = stopped` may come back as LOADED after a restart of
         // the core, which counts as reached; `completed` ended as it was meant to.
@@ -277,6 +277,7 @@ mod tests {
                 "waiting_dependency",
                 Condition::Attention,
             ),
+            (Unloaded, Started, "waiting_grant", Condition::Attention),
             (Unloaded, Started, "crash_loop", Condition::Attention),
             (Unloaded, Started, "backoff", Condition::Attention),
             (Unloaded, Started, "idle", Condition::Attention),

@@ -4,6 +4,7 @@
 mod connecting;
 mod data;
 mod fake;
+mod permissions;
 mod plugins;
 mod program;
 mod services;

@@ -66,9 +66,9 @@ mod service;
 pub mod testing;
 
 pub use context::{
-    Batch, CallOptions, Ctx, Dependencies, DependencyChange, Health, NewEvent, Position, Range,
-    State, StateChange, StateChangeKind, StateEntry, StateWatch, Storage, StorageChange,
-    StorageEntry, StorageUsage, StorageWatch,
+    Batch, CallOptions, Ctx, Dependencies, DependencyChange, Health, NewEvent, Permission,
+    Permissions, PermissionsWatch, Position, Range, State, StateChange, StateChangeKind,
+    StateEntry, StateWatch, Storage, StorageChange, StorageEntry, StorageUsage, StorageWatch,
 };
 pub use error::{Code, Error, Origin, Outcome, Result};
 pub use events::{Event, Gap, GapReason, Subscribe, Subscribed, Subscription};
@@ -81,7 +81,8 @@ pub use {schemars, serde, serde_json, tokio, tracing};
 
 /// Makes a plugin of an inherent `impl`.
 ///
-/// Options: `name` (needed), `requires = ["devices"]`, `version` (otherwise that of the package),
+/// Options: `name` (needed), `requires = ["devices"]`, `permissions = ["publish=home.>"]`
+/// ([`PluginBuilder::permissions`]), `version` (otherwise that of the package),
 /// `description` (otherwise the documentation of the `impl`), `config = Type` (checked before
 /// `on_load`), `max_calls_in_flight`.
 ///

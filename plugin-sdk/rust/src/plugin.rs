@@ -36,6 +36,8 @@ pub(crate) struct Definition {
     pub(crate) version: String,
     pub(crate) description: String,
     pub(crate) requires: Vec<String>,
+    /// As they were written.
+    pub(crate) permissions: Vec<String>,
     pub(crate) max_calls_in_flight: u32,
     pub(crate) services: Vec<Service>,
     pub(crate) subscriptions: Vec<Subscription>,
@@ -65,6 +67,7 @@ impl Plugin {
                 version: String::new(),
                 description: String::new(),
                 requires: Vec::new(),
+                permissions: Vec::new(),
                 max_calls_in_flight: 0,
                 services: Vec::new(),
                 subscriptions: Vec::new(),
@@ -148,6 +151,20 @@ impl PluginBuilder {
         self.definition
             .requires
             .extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// What the plugin asks for beyond its own area: `"publish=home.>"`, `"call=notify.send?"` (it copes
+    /// without). A core that holds a manifest goes by that; where it holds none, an operator grants it
+    /// (`corectl plugins grant`), and until then the plugin waits, but for what it copes without. One that
+    /// is no permission is refused by the core with `BAD_HELLO`, which says why.
+    pub fn permissions<P: Into<String>>(
+        mut self,
+        permissions: impl IntoIterator<Item = P>,
+    ) -> Self {
+        self.definition
+            .permissions
+            .extend(permissions.into_iter().map(Into::into));
         self
     }
 

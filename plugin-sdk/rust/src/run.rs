@@ -29,7 +29,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use crate::channel::outbox::{Batch, Closed, Outbox};
 use crate::channel::requests::Requests;
 use crate::client::Connection;
-use crate::context::{Handled, Scope};
+use crate::context::{Handled, Permissions, Scope};
 use crate::error::{Error, Outcome, Result};
 use crate::plugin::Plugin;
 use crate::service::Service;
@@ -83,6 +83,8 @@ pub(crate) struct Run {
     /// Which plugins that this one looks at are available, as far as the core has told. Written by the
     /// channel.
     pub(crate) dependencies: watch::Sender<BTreeMap<String, bool>>,
+    /// What the core allows beyond the own area. Written by the channel.
+    pub(crate) permissions: watch::Sender<Permissions>,
     /// Why the core is about to end. Written by the channel.
     pub(crate) going_away: watch::Sender<Option<String>>,
 }
@@ -153,6 +155,7 @@ impl Run {
             publish_failures,
             is_child,
             dependencies: watch::Sender::default(),
+            permissions: watch::Sender::new(Permissions::new(welcome.granted, welcome.denied)),
             going_away: watch::Sender::default(),
         })
     }
@@ -175,6 +178,15 @@ impl Run {
             token.cancel();
         }
         self.ended.cancel();
+    }
+
+    /// What the core allows from now on.
+    pub(crate) fn set_permissions(&self, permissions: Permissions) {
+        self.permissions.send_if_modified(|known| {
+            let news = *known != permissions;
+            *known = permissions;
+            news
+        });
     }
 
     /// The configuration in force.

@@ -13,6 +13,7 @@ use core_server::plugin_manager::{
     Admitted, Announcer, Config, Dependencies, Kind, Manifest, PluginInfo, PluginManager, WatchItem,
 };
 use core_server::routing::{self, Router};
+use core_server::security::operator_grants::OperatorGrants;
 use core_server::security::{Credential, Credentials, Gatekeeper, Policy, Token};
 use core_server::service_registry::ServiceRegistry;
 use core_server::supervisor::custody::{Custody, Setup};
@@ -21,6 +22,7 @@ use core_server::task::TaskScope;
 use core_server::types::PluginName;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
@@ -259,6 +261,8 @@ impl Announcer for Nobody {
 struct Core {
     manager: PluginManager,
     scope: TaskScope,
+    /// Where it keeps which plugins have been let in.
+    _data: TempDir,
 }
 
 impl Core {
@@ -276,6 +280,7 @@ impl Core {
         let dependencies = Dependencies {
             runs,
             gatekeeper,
+            operator_grants: OperatorGrants::default(),
             registry: registry.clone(),
             router: Router::new(routing::Config::default(), registry),
             credentials,
@@ -284,14 +289,20 @@ impl Core {
             connect: Arc::new(|| Err(io::Error::other("nothing connects here"))),
             custody: custody.clone(),
         };
+        let data = tempfile::tempdir().expect("a directory");
         let config = Config {
+            data_dir: data.path().to_owned(),
             keep_desired: false,
             ..Config::default()
         };
         let (manager, worker) = PluginManager::new(config, manifests, dependencies);
         let scope = TaskScope::new();
         scope.spawn("plugin-manager", |stop| worker.run(stop));
-        Self { manager, scope }
+        Self {
+            manager,
+            scope,
+            _data: data,
+        }
     }
 
     async fn open(&self, plugin: &PluginName) -> Result<Link> {

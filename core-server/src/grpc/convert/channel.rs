@@ -42,6 +42,10 @@ pub(in crate::grpc) fn hello(hello: v1::Hello) -> Result<Hello, BadField> {
     if hello.requires.len() > MAX_HELLO_ITEMS {
         return too_many("requires", hello.requires.len());
     }
+    if hello.permissions.len() > MAX_HELLO_ITEMS {
+        return too_many("permissions", hello.permissions.len());
+    }
+    let permissions = hello.permissions.iter().map(super::access::request);
     let requires = hello.requires.iter().map(|name| {
         PluginName::parse(name).map_err(|error| BadField::Malformed {
             field: "requires",
@@ -67,6 +71,7 @@ pub(in crate::grpc) fn hello(hello: v1::Hello) -> Result<Hello, BadField> {
         ready: hello.ready,
         max_calls_in_flight: hello.max_calls_in_flight,
         requires: requires.collect::<Result<_, _>>()?,
+        permissions: permissions.collect::<Result<_, _>>()?,
         services: hello
             .services
             .into_iter()
@@ -230,6 +235,12 @@ pub(in crate::grpc) fn outbound(frame: Outbound, now: Instant) -> v1::CoreMessag
                 available,
             })
         }
+        Outbound::PermissionsChanged(listed) => {
+            Message::PermissionsChanged(v1::PermissionsChanged {
+                granted: super::access::permissions(&listed.granted),
+                denied: super::access::permissions(&listed.denied),
+            })
+        }
         Outbound::LogLevel { level } => Message::LogLevel(v1::LogLevel {
             level: level.to_owned(),
         }),
@@ -300,5 +311,7 @@ fn welcome_to_proto(welcome: Welcome) -> v1::Welcome {
         }),
         heartbeat_interval: welcome.heartbeat_interval.and_then(duration_to_proto),
         resumed: welcome.resumed,
+        granted: super::access::permissions(&welcome.permissions.granted),
+        denied: super::access::permissions(&welcome.permissions.denied),
     }
 }

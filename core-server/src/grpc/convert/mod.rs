@@ -1,6 +1,7 @@
 //! Between the contract's messages and the domain's types. Total: an unknown enum value or a missing
 //! field is an error that names the field.
 
+pub(super) mod access;
 pub(super) mod channel;
 pub(super) mod events;
 pub(super) mod plugins;

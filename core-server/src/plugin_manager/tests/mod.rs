@@ -3,6 +3,7 @@
 
 mod children;
 mod embedded;
+mod grants;
 mod ordering;
 mod reload;
 mod remote;
@@ -117,22 +118,32 @@ impl Home {
         embedded: HashMap<PluginName, Arc<dyn EmbeddedPlugin>>,
         data: Arc<TempDir>,
     ) -> Self {
+        Self::build_under(Policy::default(), config, manifests, embedded, data)
+    }
+
+    fn build_under(
+        policy: Policy,
+        config: Config,
+        manifests: Vec<Manifest>,
+        embedded: HashMap<PluginName, Arc<dyn EmbeddedPlugin>>,
+        data: Arc<TempDir>,
+    ) -> Self {
         let recorder = Arc::new(Recorder::default());
         let registry = ServiceRegistry::new();
         let credentials = Credentials::default();
         let runs = Runs::default();
-        let permissions = std::collections::HashMap::new();
         let gatekeeper = Gatekeeper::new(
             credentials.clone(),
             runs.clone(),
-            permissions,
+            HashMap::new(),
             Vec::new(),
-            Policy::default(),
+            policy,
         );
         let router = Router::new(crate::routing::Config::default(), registry.clone());
         let dependencies = Dependencies {
             runs: runs.clone(),
             gatekeeper: gatekeeper.clone(),
+            operator_grants: read_grants(data.path()).expect("read"),
             registry: registry.clone(),
             router: router.clone(),
             credentials: credentials.clone(),
@@ -320,6 +331,11 @@ impl Obedient {
                         kept.lock().push(hook.as_str().to_owned());
                         link.manager
                             .hook_done(&link.run, link.channel, hook_id, answer(hook));
+                    }
+                    Some(Ok(Outbound::PermissionsChanged(listed))) => {
+                        let granted: Vec<_> =
+                            listed.granted.iter().map(ToString::to_string).collect();
+                        kept.lock().push(format!("granted {}", granted.join(" ")));
                     }
                     Some(Ok(Outbound::DependencyChanged { name, available })) => {
                         kept.lock().push(format!("{name} {available}"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq as _;
 use tokio::time::Instant;
 
+use crate::config::Permission;
 use crate::security::credentials::Digest;
 use crate::types::PluginName;
 
@@ -19,6 +20,15 @@ const MAX_ADDRESSES: usize = 1_024;
 /// Invitations open at once.
 const MAX_OPEN: usize = 256;
 
+/// What a plugin is granted when it has joined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Promised {
+    /// What.
+    pub permissions: Vec<Permission>,
+    /// By whom: "uid 1000".
+    pub by: String,
+}
+
 /// What an invitation is for.
 #[derive(Clone, Debug)]
 pub(super) struct Invitation {
@@ -28,6 +38,7 @@ pub(super) struct Invitation {
     /// For people, in seconds since 1970.
     pub(super) created_at: u64,
     pub(super) expires_at: u64,
+    pub(super) promised: Promised,
     wrong: u32,
 }
 
@@ -37,6 +48,7 @@ impl Invitation {
         secret: Digest,
         until: Instant,
         (created_at, expires_at): (u64, u64),
+        promised: Promised,
     ) -> Self {
         Self {
             plugin,
@@ -44,6 +56,7 @@ impl Invitation {
             until,
             created_at,
             expires_at,
+            promised,
             wrong: 0,
         }
     }
@@ -151,7 +164,7 @@ mod tests {
         let mut invitations = Invitations::default();
         let plugin = PluginName::parse("lamp").expect("good name");
         let until = now + Duration::from_secs(600);
-        let invitation = Invitation::new(plugin, SECRET, until, (0, 600));
+        let invitation = Invitation::new(plugin, SECRET, until, (0, 600), Promised::default());
         assert!(invitations.add("a".to_owned(), invitation, now));
         invitations
     }

@@ -32,6 +32,7 @@ use super::authority::{self, Authority};
 use super::credentials::{Credential, Credentials, Holder, OperatorToken, Token, digest_of};
 use crate::error::{Classify, ErrorKind, Outcome, Reason};
 use crate::types::PluginName;
+pub use invitations::Promised;
 use invitations::{Invitation, Invitations, No};
 use store::{Content, Store};
 pub use store::{Kind, Record};
@@ -240,7 +241,7 @@ impl Access {
         Ok((record, token))
     }
 
-    /// Makes an invitation.
+    /// Makes an invitation. What is promised is handed over by [`Self::join`].
     ///
     /// # Errors
     /// [`Error::NoTls`], [`Error::Full`].
@@ -248,6 +249,7 @@ impl Access {
         &self,
         plugin: &PluginName,
         valid_for: Duration,
+        promised: Promised,
     ) -> Result<(Record, JoinString), Error> {
         let tls = self.tls()?;
         let (secret, now) = (Token::random(), SystemTime::now());
@@ -259,7 +261,7 @@ impl Access {
         let times = (record.created_at, seconds(now + valid_for));
         let digest = digest_of(&secret);
         let until = Instant::now() + valid_for;
-        let invitation = Invitation::new(plugin.clone(), digest, until, times);
+        let invitation = Invitation::new(plugin.clone(), digest, until, times, promised);
         let mut invitations = self.inner.invitations.lock();
         if !invitations.add(record.id.clone(), invitation, Instant::now()) {
             return Err(Error::Full { limit: 256 });
@@ -273,7 +275,7 @@ impl Access {
         Ok((record, join))
     }
 
-    /// Uses an invitation up.
+    /// Uses an invitation up. What was promised with it is to be granted by the caller.
     ///
     /// # Errors
     /// [`Error::NoTls`], [`Error::TooSoon`], [`Error::BadInvitation`], [`Error::BadRequest`],
@@ -284,7 +286,7 @@ impl Access {
         secret: &str,
         request: &[u8],
         from: Option<IpAddr>,
-    ) -> Result<Identity, Error> {
+    ) -> Result<(Identity, Promised), Error> {
         self.tls()?;
         // Whatever is no secret is a wrong one, and counts as a guess.
         let secret = Token::from_text(secret).map_or([0; 32], |secret| digest_of(&secret));
@@ -299,7 +301,8 @@ impl Access {
             No::Invalid => Error::BadInvitation,
             No::TooSoon => Error::TooSoon,
         })?;
-        self.certify(&mut store, &invitation.plugin, request, "joined")
+        let identity = self.certify(&mut store, &invitation.plugin, request, "joined")?;
+        Ok((identity, invitation.promised))
     }
 
     /// Another certificate for a plugin that has shown the one it has.
@@ -527,6 +530,7 @@ fn hold(credentials: &Credentials, record: &Record) {
     let holder = match (&record.plugin, record.parsed_plugin()) {
         (None, _) => Holder::Operator(OperatorToken {
             id,
+            label: record.label.as_str().into(),
             revoked: tokio_util::sync::CancellationToken::new(),
         }),
         (Some(_), Some(plugin)) => Holder::Plugin(Credential {

@@ -47,12 +47,13 @@ impl Home {
     fn join(&self) -> Identity {
         let (_, join) = self
             .access
-            .invite(&lamp(), INVITATION_LIFE)
+            .invite(&lamp(), INVITATION_LIFE, Promised::default())
             .expect("invited");
         let key = core_tls::NewKey::generate().expect("made");
         self.access
             .join(&join.id, &join.secret, &key.csr_der, None)
             .expect("joined")
+            .0
     }
 
     /// What the gate makes of a certificate.
@@ -111,14 +112,19 @@ fn an_operators_token_is_no_plugins() {
 #[test]
 fn an_invitation_becomes_a_certificate_once_and_its_secret_is_nowhere() {
     let home = Home::new();
+    let promised = Promised {
+        permissions: vec!["publish=home.>".parse().expect("good")],
+        by: "uid 7".to_owned(),
+    };
     let (record, join) = home
         .access
-        .invite(&lamp(), INVITATION_LIFE)
+        .invite(&lamp(), INVITATION_LIFE, promised.clone())
         .expect("invited");
     assert_eq!(home.access.list(Some(&lamp())), [record]);
     let key = core_tls::NewKey::generate().expect("made");
     let use_it = || home.access.join(&join.id, &join.secret, &key.csr_der, None);
-    let identity = use_it().expect("joined");
+    let (identity, kept) = use_it().expect("joined");
+    assert_eq!(kept, promised, "handed over with the certificate");
     assert!(matches!(use_it(), Err(Error::BadInvitation)));
     assert_eq!(identity.plugin, lamp());
     let life = identity.expires_at.duration_since(identity.renew_at);

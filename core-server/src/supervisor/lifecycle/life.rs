@@ -47,6 +47,7 @@ pub(super) enum Life {
 pub(super) enum Rest {
     Idle,
     WaitingDependency,
+    WaitingGrant,
     /// Waits for a start slot.
     Queued,
     /// A remote plugin is awaited.
@@ -74,7 +75,11 @@ impl Retry {
             Rest::Backoff(_) | Rest::CrashLoop(_) => true,
             Rest::GivenUp | Rest::ConfigError | Rest::Incompatible => self >= Self::Changed,
             Rest::Completed => self >= Self::Asked,
-            Rest::Idle | Rest::WaitingDependency | Rest::Queued | Rest::Awaited => false,
+            Rest::Idle
+            | Rest::WaitingDependency
+            | Rest::WaitingGrant
+            | Rest::Queued
+            | Rest::Awaited => false,
         }
     }
 }

@@ -38,6 +38,7 @@ impl State {
                 self.halt_at_rest();
             }
             Event::Dependencies(missing) => self.dependencies(missing),
+            Event::Grants(ungranted) => self.ungranted = ungranted,
             Event::Late(by) => self.postpone(by),
             Event::RestartForDependency => {
                 if let Life::Running(run) = &mut self.life {
@@ -409,6 +410,7 @@ impl State {
         use PluginState::{Loaded, Started, Stopped, Unloaded};
         let target = self.target();
         let waits = self.missing.is_some();
+        let ungranted = self.ungranted.is_some();
         let run = match &mut self.life {
             Life::Resting(rest, _) => {
                 let rest = *rest;
@@ -427,7 +429,7 @@ impl State {
         match (run.stage, target) {
             (Stage::Spawning | Stage::Connecting, Unloaded) => self.unloaded_late(now, out),
             (Stage::Connected | Stage::Loading, Unloaded) => self.unload_hook(now, out),
-            (Stage::Connected, _) if !waits => {
+            (Stage::Connected, _) if !waits && !ungranted => {
                 let timeout = run.start_left;
                 self.run_hook(Hook::Load, Stage::Loading, timeout, now, out);
             }
@@ -477,7 +479,11 @@ impl State {
         }
         let begins = matches!(
             rest,
-            Rest::Idle | Rest::WaitingDependency | Rest::Queued | Rest::Awaited
+            Rest::Idle
+                | Rest::WaitingDependency
+                | Rest::WaitingGrant
+                | Rest::Queued
+                | Rest::Awaited
         );
         if let Some(bar) = self.bar.clone().filter(|_| begins) {
             self.life = Life::Resting(Rest::ConfigError, bar);
@@ -485,6 +491,12 @@ impl State {
         }
         let next = match (rest, self.settings.origin) {
             (Rest::Idle, Origin::Remote) => Rest::Awaited,
+            (Rest::Idle | Rest::Queued | Rest::WaitingDependency, Origin::Hosted)
+                if self.ungranted.is_some() =>
+            {
+                Rest::WaitingGrant
+            }
+            (Rest::WaitingGrant, _) if self.ungranted.is_none() => Rest::Idle,
             (Rest::Idle | Rest::Queued, Origin::Hosted) if self.missing.is_some() => {
                 Rest::WaitingDependency
             }

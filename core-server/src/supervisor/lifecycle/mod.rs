@@ -12,8 +12,10 @@
 //! - `desired` is what was last asked for; failures never change it.
 //! - Under STOPPED a run that ends by itself is followed by none: a plugin that fails when it is stopped,
 //!   or later, is not tried again. (A run that is on its way is brought to LOADED.)
-//! - Every wait has a deadline but these: for a dependency, for a remote plugin to connect, for an
-//!   operator.
+//! - Every wait has a deadline but these: for a dependency, for a grant, for a remote plugin to connect,
+//!   for an operator.
+//! - A grant is waited for before anything is loaded, and at no other time: one that is taken back ends no
+//!   run.
 //! - Words of a run that is not the current one are ignored, whatever they say.
 
 mod hooks;
@@ -93,6 +95,8 @@ phases! {
     Idle = "idle",
     /// A plugin that it requires is not STARTED.
     WaitingDependency = "waiting_dependency",
+    /// Something that it asks for, and cannot do without, is not granted.
+    WaitingGrant = "waiting_grant",
     /// Its process is being started, or waits for its turn.
     Spawning = "spawning",
     /// Its process runs, or somebody else's is awaited; there is no channel yet.
@@ -132,6 +136,7 @@ pub const LEGAL: &[(PluginState, &[Phase])] = &[
         &[
             Phase::Idle,
             Phase::WaitingDependency,
+            Phase::WaitingGrant,
             Phase::Spawning,
             Phase::Connecting,
             Phase::Loading,
@@ -290,6 +295,8 @@ pub enum Event {
     StopAll,
     /// What it waits for, for people; `None`: all it requires is STARTED.
     Dependencies(Option<String>),
+    /// What it asks for, cannot do without and is not granted, for people; `None`: nothing.
+    Grants(Option<String>),
     /// The core itself was late by so much: no deadline comes nearer by that, and nobody is ended for
     /// it. (Tries are made when they are due: that harms nobody.)
     Late(Duration),
@@ -517,6 +524,8 @@ pub struct State {
     history: History,
     /// What it waits for; `None`: nothing.
     missing: Option<String>,
+    /// What it is not granted; `None`: nothing that it cannot do without.
+    ungranted: Option<String>,
     /// Stopped until what it lost comes back.
     held_by_loss: bool,
     /// Wanted STOPPED, and without a run that could be: none begins until something else is wanted.
@@ -553,6 +562,7 @@ impl State {
             life: Life::Resting(Rest::Idle, note),
             history: History::default(),
             missing: None,
+            ungranted: None,
             held_by_loss: false,
             halted: false,
             bar: None,

@@ -55,6 +55,7 @@ impl State {
                 return match rest {
                     Rest::Idle => Phase::Idle,
                     Rest::WaitingDependency => Phase::WaitingDependency,
+                    Rest::WaitingGrant => Phase::WaitingGrant,
                     Rest::Queued => Phase::Spawning,
                     Rest::Awaited => Phase::Connecting,
                     Rest::Backoff(_) => Phase::Backoff,
@@ -73,6 +74,7 @@ impl State {
         match run.stage {
             Stage::Spawning => Phase::Spawning,
             Stage::Connecting => Phase::Connecting,
+            Stage::Connected if self.ungranted.is_some() => Phase::WaitingGrant,
             Stage::Connected => Phase::WaitingDependency,
             Stage::Loading => Phase::Loading,
             Stage::Loaded | Stage::Stopped if self.target() == PluginState::Started => {
@@ -92,6 +94,7 @@ impl State {
     #[must_use]
     pub fn explain(&self) -> (&'static str, String) {
         let dependency = || ("dependency", self.missing.clone().unwrap_or_default());
+        let grant = || ("not_granted", self.ungranted.clone().unwrap_or_default());
         let note = |note: &Note| (note.reason, note.message.clone());
         let end = |end: &End| match end {
             End::Asked(said)
@@ -103,6 +106,7 @@ impl State {
         };
         let run = match &self.life {
             Life::Resting(Rest::WaitingDependency, _) => return dependency(),
+            Life::Resting(Rest::WaitingGrant, _) => return grant(),
             Life::Resting(Rest::Queued, _) => {
                 return ("start_slot", "it waits for its turn to start".to_owned());
             }
@@ -121,6 +125,7 @@ impl State {
         };
         match self.phase() {
             Phase::WaitingDependency => dependency(),
+            Phase::WaitingGrant => grant(),
             Phase::Suspended => ("channel_lost", "its channel may still come back".to_owned()),
             Phase::Degraded if run.missed => {
                 ("heartbeat", "it does not answer heartbeats".to_owned())
@@ -322,6 +327,13 @@ impl State {
     /// Whether a wanted state was reached since it was asked for.
     #[must_use]
     pub fn progress(&self, wanted: PluginState) -> Progress {
+        if self.phase() == Phase::WaitingGrant
+            && matches!(wanted, PluginState::Loaded | PluginState::Started)
+        {
+            // Nothing that the core or the plugin does could change that.
+            let cause = self.ungranted.clone().unwrap_or_default();
+            return Progress::Failed { cause };
+        }
         if let Life::Resting(rest, note) = &self.life {
             let cause = || note.message.clone();
             let at_rest = self.halted || self.settings.origin == Origin::Remote;

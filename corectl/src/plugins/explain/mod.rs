@@ -73,6 +73,13 @@ fn phase(info: &PluginInfo, find: Find<'_>, now: Timestamp) -> Vec<String> {
     match info.phase.as_str() {
         "idle" => vec![idle(info)],
         "waiting_dependency" => waiting(info, find, now),
+        "waiting_grant" => vec![
+            format!("It waits for an operator{}.", because(info)),
+            format!(
+                "It is loaded by itself as soon as that is granted; `corectl plugins permissions {name}` \
+                 shows all that it asks for. It waits for ever, and that costs nothing."
+            ),
+        ],
         "spawning" if info.reason == "start_slot" => vec![
             "Its turn to start has not come yet: the core starts only a few plugins at a time. \
              Nothing is to be done."

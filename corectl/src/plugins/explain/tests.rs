@@ -291,6 +291,23 @@ fn incompatible_names_the_wire_protocol_only_where_that_is_the_reason() {
 }
 
 #[test]
+fn one_that_waits_for_a_grant_says_for_what_and_how_it_is_given() {
+    let message = "it asks for publish=home.>, which nobody has granted: `corectl plugins grant lamp` \
+                   grants what it asks for";
+    let info = plugin(&format!(
+        "unloaded started waiting_grant not_granted: {message}"
+    ));
+    let told = told(&info);
+    for part in [
+        "waits for an operator",
+        message,
+        "corectl plugins permissions",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
 fn a_chain_of_dependencies_is_followed_to_its_end() {
     let named = |name: &str, told: &str, requires: &[&str]| PluginInfo {
         name: name.to_owned(),

@@ -2,6 +2,7 @@
 //! in memory. It keeps the contract where `corectl` can see it: pages (small ones), errors with all
 //! their details, snapshots before changes.
 
+mod access;
 mod admin;
 mod data;
 mod plugins;
@@ -14,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use core_proto::contract::{ERROR_DOMAIN, metadata};
+use core_proto::servers::access_server::AccessServer;
 use core_proto::servers::event_bus_server::EventBusServer;
 use core_proto::servers::introspection_server::IntrospectionServer;
 use core_proto::servers::plugin_manager_server::PluginManagerServer;
@@ -21,7 +23,9 @@ use core_proto::servers::service_registry_server::ServiceRegistryServer;
 use core_proto::servers::state_engine_server::StateEngineServer;
 use core_proto::servers::storage_admin_server::StorageAdminServer;
 use core_proto::servers::storage_server::StorageServer;
-use core_proto::v1::{Event, PluginInfo, PluginState, StateChange, StateEntry, StorageEntry};
+use core_proto::v1::{
+    Event, PermissionInfo, PluginInfo, PluginState, StateChange, StateEntry, StorageEntry,
+};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -50,6 +54,8 @@ pub(crate) struct World {
     pub(crate) events: Vec<Event>,
     pub(crate) state: BTreeMap<String, StateEntry>,
     pub(crate) storage: BTreeMap<(String, String), StorageEntry>,
+    /// Of whichever plugin is asked about.
+    pub(crate) permissions: Vec<PermissionInfo>,
     pub(crate) revision: u64,
     pub(crate) insecure: bool,
     /// A reload is refused.
@@ -219,6 +225,7 @@ fn router(shared: &Shared) -> tonic::transport::server::Router {
     let token_needed = shared.token_needed;
     let identify = move |request: Request<()>| identify(request, token_needed);
     tonic::transport::Server::builder()
+        .add_service(AccessServer::with_interceptor(shared.clone(), identify))
         .add_service(PluginManagerServer::with_interceptor(
             shared.clone(),
             identify,

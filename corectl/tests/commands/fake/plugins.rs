@@ -60,6 +60,7 @@ impl World {
             events: Vec::new(),
             state: BTreeMap::new(),
             storage: BTreeMap::new(),
+            permissions: Vec::new(),
             revision: 0,
             insecure: false,
             bad_config: false,

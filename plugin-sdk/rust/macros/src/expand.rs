@@ -24,6 +24,10 @@ pub(crate) fn expand(model: &Model) -> TokenStream {
         .requires
         .as_ref()
         .map(|names| quote!(.requires::<&str>(#names)));
+    let permissions = options
+        .permissions
+        .as_ref()
+        .map(|texts| quote!(.permissions::<&str>(#texts)));
     let config = options.config.as_ref().map(|ty| quote!(.config::<#ty>()));
     let max_calls = options
         .max_calls_in_flight
@@ -41,6 +45,7 @@ pub(crate) fn expand(model: &Model) -> TokenStream {
                     .version(#version)
                     .description(#description)
                     #requires
+                    #permissions
                     #config
                     #max_calls;
                 #(#steps)*

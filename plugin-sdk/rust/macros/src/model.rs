@@ -36,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) version: Option<Expr>,
     pub(crate) description: Option<LitStr>,
     pub(crate) requires: Option<ExprArray>,
+    pub(crate) permissions: Option<ExprArray>,
     pub(crate) config: Option<Type>,
     pub(crate) max_calls_in_flight: Option<Expr>,
 }
@@ -177,11 +178,12 @@ fn parse_options(attribute: TokenStream) -> Result<Options> {
             "version" => options.version = Some(meta.value()?.parse()?),
             "description" => options.description = Some(meta.value()?.parse()?),
             "requires" => options.requires = Some(meta.value()?.parse()?),
+            "permissions" => options.permissions = Some(meta.value()?.parse()?),
             "config" => options.config = Some(meta.value()?.parse()?),
             "max_calls_in_flight" => options.max_calls_in_flight = Some(meta.value()?.parse()?),
             _ => {
                 return Err(meta.error(
-                    "#[plugin] takes name, version, description, requires, config, \
+                    "#[plugin] takes name, version, description, requires, permissions, config, \
                      max_calls_in_flight",
                 ));
             }

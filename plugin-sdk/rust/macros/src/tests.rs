@@ -45,6 +45,7 @@ fn everything_that_the_documentation_shows_is_taken() {
     let attribute = quote!(
         name = "lamp",
         requires = ["devices"],
+        permissions = ["publish=home.>"],
         config = Config,
         version = "1.0",
         description = "d",

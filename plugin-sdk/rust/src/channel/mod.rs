@@ -32,7 +32,7 @@ use self::calls::Calls;
 use self::outbox::Outbox;
 use self::requests::Requests;
 use crate::client::Connection;
-use crate::context::Scope;
+use crate::context::{Permissions, Scope};
 use crate::error::{Error, RESTART_NEEDED, Result};
 use crate::lifecycle;
 use crate::logging;
@@ -131,6 +131,25 @@ pub(crate) fn hello(run_name: &str, instance: &[u8; 16], plugin: &crate::Plugin)
             .collect(),
         max_calls_in_flight: definition.max_calls_in_flight,
         requires: definition.requires.clone(),
+        permissions: definition
+            .permissions
+            .iter()
+            .map(|text| permission(text))
+            .collect(),
+    }
+}
+
+/// "publish=home.>", or with "?" at the end. The core judges the parts.
+fn permission(text: &str) -> v1::Permission {
+    let (text, optional) = match text.strip_suffix('?') {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let (action, resource) = text.split_once('=').unwrap_or((text, ""));
+    v1::Permission {
+        action: action.to_owned(),
+        resource: resource.to_owned(),
+        optional,
     }
 }
 
@@ -268,6 +287,10 @@ impl Dispatch {
                 });
             }
             Some(FromCore::ConfigChanged(change)) => self.reconfigure(change),
+            Some(FromCore::PermissionsChanged(change)) => {
+                let permissions = Permissions::new(change.granted, change.denied);
+                self.run.set_permissions(permissions);
+            }
             Some(FromCore::LogLevel(wish)) => logging::set_level(&wish.level),
             // A second Welcome means nothing; a kind that is unknown is ignored (law 2).
             Some(FromCore::Welcome(_)) | None => {}
@@ -408,5 +431,30 @@ async fn finished(step: &mut Option<(Step, Working)>) -> (Step, Result<()>) {
     match step {
         Some((step, working)) => (*step, working.await),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_plugin_asks_for_is_in_its_hello() {
+        let plugin = crate::Plugin::builder("lamp")
+            .permissions(["publish=home.>", "call=notify.send?"])
+            .permissions(["nonsense"])
+            .build();
+        let hello = hello("lamp", &[0; 16], &plugin);
+        let asked = hello.permissions.iter();
+        let asked: Vec<_> = asked
+            .map(|one| (one.action.as_str(), one.resource.as_str(), one.optional))
+            .collect();
+        let expected = [
+            ("publish", "home.>", false),
+            ("call", "notify.send", true),
+            // The core says what is wrong with it.
+            ("nonsense", "", false),
+        ];
+        assert_eq!(asked, expected);
     }
 }

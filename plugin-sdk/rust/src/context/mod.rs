@@ -6,6 +6,7 @@
 //! (or a clone) to whatever works on the same thing.
 
 mod dependencies;
+mod permissions;
 mod scope;
 mod state;
 mod storage;
@@ -34,6 +35,7 @@ use crate::run::{Run, Stage, Terms};
 use crate::service::Service;
 
 pub use dependencies::{Dependencies, DependencyChange};
+pub use permissions::{Permission, Permissions, PermissionsWatch};
 pub(crate) use scope::{Call, Handled, Scope};
 pub use state::{State, StateChange, StateChangeKind, StateEntry, StateWatch};
 pub use storage::{Batch, Range, Storage, StorageEntry, StorageUsage};

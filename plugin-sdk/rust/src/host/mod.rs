@@ -29,7 +29,7 @@ use self::settings::Kind;
 use crate::backoff::{self, Backoff};
 use crate::channel::{self, Channel, End};
 use crate::client::Connection;
-use crate::context::Scope;
+use crate::context::{Permissions, Scope};
 use crate::error::{Code, Error, Result};
 use crate::lifecycle;
 use crate::logging;
@@ -235,6 +235,9 @@ impl Host {
         let run = match &self.run {
             Some(run) => {
                 tracing::info!(run = %run.id, "the channel is back");
+                // What was changed meanwhile was not told.
+                let (granted, denied) = (welcome.granted.clone(), welcome.denied.clone());
+                run.set_permissions(Permissions::new(granted, denied));
                 Arc::clone(run)
             }
             None => match self.begin_run(&channel).await {

@@ -420,6 +420,9 @@ fn welcome(core: &Core, hello: v1::Hello) -> (v1::Welcome, bool) {
         }),
         heartbeat_interval: prost_types::Duration::try_from(Duration::from_secs(5)).ok(),
         resumed,
+        // Nobody is denied anything here.
+        granted: hello.permissions,
+        denied: Vec::new(),
     };
     (welcome, !resumed)
 }

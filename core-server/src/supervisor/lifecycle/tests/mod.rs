@@ -442,6 +442,76 @@ fn a_plugin_waits_for_its_dependencies_before_it_begins_and_before_it_starts() {
 }
 
 #[test]
+fn a_child_waits_for_a_grant_before_it_begins_and_goes_on_by_itself() {
+    let ungranted = || Event::Grants(Some("it asks for publish=home.>".to_owned()));
+    let missing = || Event::Dependencies(Some("waits for devices".to_owned()));
+    let mut play = Play::new(Origin::Hosted, PluginState::Started);
+    play.feed(ungranted())
+        .expect(PluginState::Unloaded, Phase::WaitingGrant);
+    assert_eq!(
+        play.state.explain(),
+        ("not_granted", "it asks for publish=home.>".to_owned())
+    );
+    assert_eq!(play.state.next_deadline(), None, "waiting costs nothing");
+    assert!(!play.state.wants_slot());
+    // Whoever asked for it hears of it at once; to be unloaded it is.
+    let cause = "it asks for publish=home.>".to_owned();
+    let failed = Progress::Failed { cause };
+    assert_eq!(play.state.progress(PluginState::Started), failed);
+    // Nothing else brings it on.
+    for event in [
+        Event::Changed,
+        Event::DependencyReady,
+        missing(),
+        Event::Dependencies(None),
+    ] {
+        play.feed(event)
+            .expect(PluginState::Unloaded, Phase::WaitingGrant);
+    }
+    play.feed(Event::Request(Request::Start))
+        .expect(PluginState::Unloaded, Phase::WaitingGrant);
+    assert!(!play.take().contains(&Action::Spawn));
+    // What is granted first is asked first, then comes what it requires.
+    play.feed(missing())
+        .feed(Event::Grants(None))
+        .expect(PluginState::Unloaded, Phase::WaitingDependency);
+    play.feed(ungranted())
+        .expect(PluginState::Unloaded, Phase::WaitingGrant);
+    play.feed(Event::Grants(None))
+        .feed(Event::Dependencies(None));
+    assert!(play.state.wants_slot());
+    play.feed(ungranted())
+        .feed(Event::Request(Request::Unload))
+        .expect(PluginState::Unloaded, Phase::Idle);
+}
+
+#[test]
+fn a_remote_plugin_waits_for_a_grant_with_its_channel_open_and_no_run_ends_for_one_taken_back() {
+    let ungranted = || Event::Grants(Some("it asks for publish=home.>".to_owned()));
+    let mut play = Play::new(Origin::Remote, PluginState::Started);
+    play.feed(ungranted())
+        .expect(PluginState::Unloaded, Phase::Connecting);
+    play.open()
+        .expect(PluginState::Unloaded, Phase::WaitingGrant);
+    assert!(play.state.has_run() && play.state.next_deadline().is_none());
+    play.take();
+    play.feed(Event::Grants(None))
+        .expect(PluginState::Unloaded, Phase::Loading);
+    play.feed(ungranted()).hook(Ok(())).hook(Ok(()));
+    play.expect(PluginState::Started, Phase::Ready);
+    play.feed(Event::Request(Request::Stop))
+        .run(RunEvent::Drained);
+    play.hook(Ok(()));
+    play.feed(Event::Request(Request::Start)).hook(Ok(()));
+    play.expect(PluginState::Started, Phase::Ready);
+    // The next run waits.
+    play.run(RunEvent::Bye("done".to_owned()));
+    play.wait();
+    play.open()
+        .expect(PluginState::Unloaded, Phase::WaitingGrant);
+}
+
+#[test]
 fn a_dependencys_return_skips_the_wait_and_resets_the_count() {
     let mut play = Play::started(Origin::Hosted);
     play.feed(Event::Dependencies(Some("waits for devices".to_owned())))
@@ -1203,6 +1273,8 @@ fn all_events(state: &State, budget: Budget) -> Vec<Event> {
         Event::StopAll,
         Event::Dependencies(None),
         Event::Dependencies(Some("waits for devices".to_owned())),
+        Event::Grants(None),
+        Event::Grants(Some("it asks for publish=home.>".to_owned())),
         Event::RestartForDependency,
         Event::StopForDependency,
         Event::Changed,
@@ -1333,6 +1405,7 @@ fn every_event_has_an_answer_in_every_situation() {
                 after.phase(),
                 Phase::Idle
                     | Phase::WaitingDependency
+                    | Phase::WaitingGrant
                     | Phase::GivenUp
                     | Phase::ConfigError
                     | Phase::Incompatible
