@@ -1,4 +1,4 @@
-//! 57: one plugin floods each surface at ten times its quota, beside one that does what it always does.
+//! 58: one plugin floods each surface at ten times its quota, beside one that does what it always does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
