@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use core_proto::v1::{CrashReport, LastExit, Permission, PermissionInfo, PluginInfo, PluginState};
+use core_proto::v1::{CrashReport, LastExit, PluginInfo, PluginState};
 
 use crate::fake::FakeCore;
 use crate::program::{Live, command, command_for, corectl, run, words};
