@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::access::{InviteArgs, TokensCommand};
+use crate::dev::DevArgs;
 use crate::plugins::permissions::PermissionsCommand;
 use crate::time::Moment;
 
@@ -479,21 +480,6 @@ pub(crate) struct StorageWatchArgs {
     /// End after so many lines.
     #[arg(long, value_name = "CHANGES", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct DevArgs {
-    /// The plugin; one that is not configured becomes a remote plugin.
-    pub(crate) name: String,
-    /// Start it anew when this changes, a file or a directory; several times. Usual: the working directory.
-    ///
-    /// The program itself is always watched; hidden files, target, node_modules, __pycache__ and a core's data
-    /// directory never are.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) watch: Vec<PathBuf>,
-    /// The program and its arguments, after --.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Args, Debug)]

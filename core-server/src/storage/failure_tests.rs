@@ -142,9 +142,7 @@ impl StorageAdapter for Faulty {
     fn backup(&self, to: &Path) -> Result<Revision, CopyFault> {
         std::fs::write(to, "a copy").expect("writes");
         std::fs::write(digest_path(to), "somebody's").expect("writes");
-        self.inner
-            .revision()
-            .map_err(|fault| CopyFault::Failed(fault))
+        self.inner.revision().map_err(CopyFault::Failed)
     }
 
     fn check(&self) -> Result<Vec<String>, CopyFault> {

@@ -153,6 +153,10 @@ mod tests {
 
     /// On one worker thread, as the core has: there a task that is woken runs before those that waited longer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tasks as bare as the runtime makes them"
+    )]
     async fn answers_that_are_ready_together_leave_together() {
         let (client, server) = tokio::io::duplex(1 << 20);
         let writes = Arc::<AtomicUsize>::default();

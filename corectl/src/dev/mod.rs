@@ -20,6 +20,7 @@ mod watch;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use core_proto::contract::env;
 use core_proto::v1::{
     AccessCreateTokenRequest, AccessCreateTokenResponse, AccessRevokeCredentialRequest,
@@ -29,13 +30,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use crate::address::Address;
-use crate::cli::{DevArgs, Global};
+use crate::cli::Global;
 use crate::connect::{self, Core, UNARY_TIMEOUT};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::note;
 use process::{Ended, Process};
 use watch::Watch;
+
+#[derive(Args, Debug)]
+pub(crate) struct DevArgs {
+    /// The plugin; one that is not configured becomes a remote plugin.
+    pub(crate) name: String,
+    /// Start it anew when this changes, a file or a directory; several times. Usual: the working directory.
+    ///
+    /// The program itself is always watched; hidden files, target, node_modules, __pycache__ and a core's data
+    /// directory never are.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) watch: Vec<PathBuf>,
+    /// The program and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
 
 /// Life of a token.
 const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3_600);

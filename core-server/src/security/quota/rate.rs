@@ -106,7 +106,8 @@ mod tests {
     /// At a rate: what is asked for at which millisecond, and after how many nanoseconds it fits; 0: now.
     #[test]
     fn what_fits_follows_the_table() {
-        let rows: &[(&str, u64, &[(u64, u64, u64)])] = &[
+        type Asked = (u64, u64, u64);
+        let rows: &[(&str, u64, &[Asked])] = &[
             (
                 "a second's worth at once, then at the rate",
                 10,

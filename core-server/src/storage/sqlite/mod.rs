@@ -15,6 +15,7 @@
 
 mod backup;
 mod connection;
+mod hard_delay;
 pub(super) mod lock;
 pub mod offline;
 mod read;
@@ -41,6 +42,7 @@ use super::quota::Usage;
 use crate::error::{Outcome, chain};
 use crate::types::Revision;
 use backup::LongReader;
+use hard_delay::HardDelay;
 use lock::LockFile;
 use read::Readers;
 use room::Room;
@@ -60,10 +62,6 @@ const HARD_PATIENCE: Duration = Duration::from_secs(6);
 const PAGE_BYTES: u64 = 4_096;
 /// Emptying the log waits so long for readers; every write waits with it.
 const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
-/// After an attempt that kept reads waiting and was in vain, because another process reads, the next one
-/// comes so much later, then twice as much, up to [`MAX_HARD_DELAY`].
-const FIRST_HARD_DELAY: Duration = Duration::from_secs(1);
-const MAX_HARD_DELAY: Duration = Duration::from_secs(60);
 /// The last emptying waits so long for readers: a stop has not much time, and the next start can read the
 /// log too.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -92,31 +90,6 @@ struct Writer {
     room: Room,
     /// Held until the store is closed.
     lock: Option<LockFile>,
-}
-
-/// When reads may be kept waiting again.
-#[derive(Debug, Default, PartialEq)]
-struct HardDelay {
-    /// None: at any time.
-    not_before: Option<Instant>,
-    /// The last one. Zero: there was none.
-    delay: Duration,
-}
-
-impl HardDelay {
-    fn is_over(&self, now: Instant) -> bool {
-        self.not_before.is_none_or(|at| at <= now)
-    }
-
-    /// After an attempt: whether it was in vain.
-    fn note(&mut self, in_vain: bool, now: Instant) {
-        if in_vain {
-            self.delay = (self.delay * 2).clamp(FIRST_HARD_DELAY, MAX_HARD_DELAY);
-            self.not_before = Some(now + self.delay);
-        } else {
-            *self = Self::default();
-        }
-    }
 }
 
 impl SqliteAdapter {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+use super::hard_delay::{FIRST_HARD_DELAY, MAX_HARD_DELAY};
 use super::schema::{MIGRATIONS, Migration, bring_up_to_date};
 use super::*;
 use crate::error::{Classify as _, Reason};
@@ -584,21 +585,4 @@ fn a_reader_of_another_process_keeps_the_log_long_but_nobody_waiting() {
     adapter.maintain(Moment::Busy).expect("works");
     assert_eq!(frames(), 0);
     assert_eq!(adapter.writer.lock().hard_delay, HardDelay::default());
-}
-
-#[test]
-fn attempts_in_vain_come_ever_less_often_up_to_a_bound() {
-    let now = Instant::now();
-    let mut delay = HardDelay::default();
-    assert!(delay.is_over(now));
-    let mut seconds = Vec::new();
-    for _ in 0..8 {
-        delay.note(true, now);
-        assert!(!delay.is_over(now));
-        assert!(delay.is_over(now + delay.delay));
-        seconds.push(delay.delay.as_secs());
-    }
-    assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
-    delay.note(false, now);
-    assert_eq!(delay, HardDelay::default());
 }

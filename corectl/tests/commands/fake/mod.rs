@@ -5,6 +5,7 @@
 mod access;
 mod admin;
 mod data;
+mod introspection;
 mod plugins;
 
 use std::collections::BTreeMap;
