@@ -14,7 +14,10 @@ use super::{DEFAULT_TIMEOUT, event_bus, gate, status, unary};
 use crate::config::Quota;
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper, Read};
-use crate::storage::{Apply, Check, Direction, Key, Namespace, Op, Query, Storage, WatchRequest};
+use crate::storage::{
+    Apply, Check, Direction, Key, MAX_GET_KEYS, MAX_OPS, MAX_PAGE_SIZE, Namespace, Op, Query,
+    Storage, WatchRequest,
+};
 use crate::task::TaskScope;
 use crate::types::Revision;
 
@@ -85,7 +88,8 @@ impl Api {
         caller: &Caller,
         request: v1::StorageGetManyRequest,
     ) -> Result<v1::StorageGetManyResponse, Failure> {
-        let reads = request.keys.len().max(1) as u64;
+        // What is too much is refused later, and costs no more than what is allowed.
+        let reads = request.keys.len().clamp(1, MAX_GET_KEYS) as u64;
         let namespace = self.readable(caller, &request.namespace, reads)?;
         let keys = request
             .keys
@@ -148,7 +152,7 @@ impl Api {
         request: v1::StorageApplyRequest,
     ) -> Result<v1::StorageApplyResponse, Failure> {
         // Checks alone take their turn among the writes too.
-        let writes = request.ops.len().max(1);
+        let writes = request.ops.len().clamp(1, MAX_OPS);
         let namespace = self.writable(caller, &request.namespace, writes, &request.events)?;
         let checks = request.checks.into_iter().map(|check| {
             Ok(Check {
@@ -274,7 +278,8 @@ impl Api {
 /// What a page of this size costs: reading entries in a row is so much cheaper than one by one.
 fn reads_of(page_size: u32) -> u64 {
     const ENTRIES_OF_ONE: u64 = 100;
-    u64::from(page_size).div_ceil(ENTRIES_OF_ONE).max(1)
+    let entries = u64::from(page_size).min(MAX_PAGE_SIZE as u64);
+    entries.div_ceil(ENTRIES_OF_ONE).max(1)
 }
 
 fn direction(reverse: bool) -> Direction {

@@ -88,7 +88,11 @@ pub(super) fn begin(archive: &Path, places: &Places, now: SystemTime) -> Result<
 /// # Errors
 /// [`Error`]; it can be tried again.
 pub fn finish(data_dir: &Path) -> Result<Option<Restored>, Error> {
-    if !data_dir.join(READY).exists() {
+    // Also what only is to be cleared away holds secrets.
+    if ![READY, DONE]
+        .iter()
+        .any(|name| data_dir.join(name).exists())
+    {
         return Ok(None);
     }
     let _lock = take(data_dir)?;
@@ -195,7 +199,11 @@ fn finish_locked(data_dir: &Path) -> Result<Option<Restored>, Error> {
             continue;
         };
         let content = fs::read(path).map_err(Error::file("read", path))?;
-        write_private(&to, &content)?;
+        // Where it is in place already nothing is written: whoever goes on may not be allowed to.
+        let is_there = name == CONFIGURATION && fs::read(&to).is_ok_and(|there| there == content);
+        if !is_there {
+            write_private(&to, &content)?;
+        }
         files += 1;
     }
     for Part { name, path } in belonging(&places).map_err(Error::file("look into", data_dir))? {

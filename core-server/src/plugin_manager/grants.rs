@@ -195,7 +195,9 @@ impl Worker {
         } else {
             policy.granting == Granting::Reviewed
         };
-        if missing.is_none() && could_wait && self.grants.given.let_in(name) {
+        // One that is on its way out was forgotten a moment ago.
+        let may_be_let_in = could_wait && !plugin.leaving;
+        if missing.is_none() && may_be_let_in && self.grants.given.let_in(name) {
             self.grants.keep(&self.keeper);
         }
         if let Some(plugin) = self.plugins.get_mut(name)

@@ -171,7 +171,8 @@ impl Worker {
         // A name that comes back, or that stood in the configuration once, may be somebody else's.
         remove.iter().for_each(|name| self.forget_grants(name));
         for manifest in &add {
-            if !self.plugins.contains_key(&manifest.name) {
+            let there = self.plugins.get(&manifest.name);
+            if there.is_none_or(|plugin| plugin.leaving) {
                 self.forget_grants(&manifest.name);
             }
         }
@@ -454,6 +455,8 @@ impl Worker {
             self.dirty.remove(name);
             self.graph.remove(name);
             self.work.credentials.remove_static(name);
+            // What comes under that name later may be somebody else's.
+            self.forget_grants(name);
             self.shared.logs.lock().remove(name);
             self.shared.crashes.remove(name);
             self.shared.board.remove(name);

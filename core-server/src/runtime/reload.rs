@@ -206,7 +206,8 @@ impl Reloader {
     /// have a credential.
     async fn take(&self, configured: Vec<Manifest>) -> Result<Reloaded, plugin_manager::Error> {
         let manifests = with_embedded(configured.clone(), &self.inner.embedded);
-        let manifests = with_enrolled(manifests, &self.inner.access);
+        let access = self.inner.access.clone();
+        let manifests = blocking(move || with_enrolled(manifests, &access)).await;
         let reloaded = self.inner.manager.reload(manifests).await?;
         *self.inner.configured.lock() = configured;
         Ok(reloaded)
@@ -226,7 +227,9 @@ impl Reloader {
         let configured = self.inner.configured.lock().clone();
         let configured = with_embedded(configured, &self.inner.embedded);
         let is_configured = |name: &PluginName| configured.iter().any(|one| one.name == *name);
-        let enrolled = self.inner.access.plugins();
+        let access = self.inner.access.clone();
+        // Whoever makes a credential holds its lock until that is on the disk.
+        let enrolled = blocking(move || access.plugins()).await;
         let remove: Vec<_> = known
             .iter()
             .filter(|name| !is_configured(name) && !enrolled.contains(*name))

@@ -258,14 +258,16 @@ impl Credentials {
             return;
         };
         let anew = CancellationToken::new();
+        let mut over = vec![ended.revoked];
         for held in self.certificates.write().values_mut() {
             if let Holder::Plugin(one) = &mut held.holder
                 && one.plugin == ended.plugin
             {
-                one.revoked = anew.clone();
+                over.push(std::mem::replace(&mut one.revoked, anew.clone()));
             }
         }
-        ended.revoked.cancel();
+        // Outside the lock: it wakes others.
+        over.iter().for_each(CancellationToken::cancel);
     }
 
     /// A certificate that has successors is worth nothing any more; what it opened lives on.
@@ -300,7 +302,14 @@ impl Credentials {
             let expired = certificates.values_mut().filter(|held| is_over(held));
             let left =
                 expired.filter(|held| plugin(held).is_none_or(|one| !renewed.contains(&one)));
-            over.extend(left.map(|held| held.holder.begin_anew()));
+            // Also those that have all expired keep one mark in common: one of them may be renewed.
+            let mut marks: HashMap<PluginName, CancellationToken> = HashMap::new();
+            for held in left {
+                over.push(held.holder.begin_anew());
+                if let Holder::Plugin(one) = &mut held.holder {
+                    one.revoked = marks.entry(one.plugin.clone()).or_default().clone();
+                }
+            }
         }
         // Outside the locks: it wakes others.
         over.iter().for_each(CancellationToken::cancel);

@@ -27,7 +27,7 @@ const HONEST: &str = "123456789abcdef0123456789abcdef0123456789abcdef0";
 const TIMES: u64 = 10;
 /// Of the default quotas: asking and refusing is many times as slow in a debug build, and all of it happens
 /// on the cores that the honest one needs too.
-const PART: u64 = 4;
+const PART: u64 = if cfg!(debug_assertions) { 8 } else { 1 };
 /// Events that are let in stay in the log, and are no growth to be told here.
 const LIMITS: &str = "[limits]\nevent_log_bytes = \"4MiB\"\n";
 /// Length of a round, quiet or flooded.
@@ -38,8 +38,9 @@ const ROUNDS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(3);
 /// Another plugin's p99 under the flood, of that in peace.
 const MOST_TIMES: f64 = 2.0;
-/// A difference of less is nothing that a home notices, whatever the ratio.
-const NOTHING_MS: f64 = 1.0;
+/// A difference of less is nothing that a home notices, whatever the ratio. A debug build is many times as
+/// slow, and three of them share this machine: there it is the scheduler's.
+const NOTHING_MS: f64 = if cfg!(debug_assertions) { 4.0 } else { 1.0 };
 const MOST_GROWTH_MIB: f64 = 64.0;
 
 /// What is flooded, and how.
@@ -277,7 +278,7 @@ impl Met {
     }
 }
 
-/// The best round of a surface.
+/// The best quiet and the best flooded half of a surface's rounds; the answers are those of the last.
 async fn met(
     home: &Scene,
     surface: &'static Surface,
@@ -299,16 +300,16 @@ async fn met(
         tokio::time::sleep(ROUND / 4).await;
         let flooded_ms = p99(&mut honest, surface, row).await;
         let (offered, answers) = flood.end().await;
-        let met = Met {
-            quiet_ms,
-            flooded_ms,
+        // Each for itself: the ratio of one round would be best where its quiet half was disturbed most.
+        let (quiet_before, flooded_before) = best.as_ref().map_or((f64::MAX, f64::MAX), |best| {
+            (best.quiet_ms, best.flooded_ms)
+        });
+        best = Some(Met {
+            quiet_ms: quiet_ms.min(quiet_before),
+            flooded_ms: flooded_ms.min(flooded_before),
             answers,
             offered,
-        };
-        let better = best.as_ref().is_none_or(|best| met.times() < best.times());
-        if better {
-            best = Some(met);
-        }
+        });
     }
     best.context("no round")
 }
