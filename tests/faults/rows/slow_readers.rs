@@ -34,8 +34,9 @@ use crate::report::Row;
 const MESSAGES: u64 = 100_000;
 /// How long nothing is read.
 const REST: Duration = Duration::from_secs(2);
-/// Between two messages while nothing is read, so that each travels in a frame of its own.
-const PACE: Duration = Duration::from_micros(80);
+/// Between two messages while nothing is read, so that each travels in a frame of its own, also from a slow
+/// debug build.
+const PACE: Duration = Duration::from_micros(400);
 
 /// The log keeps all of them: a subscriber that rests misses none.
 const TOML: &str = "[limits]\nevent_log_events = 262144\n\
