@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 const MOST_TIMES: f64 = 2.0;
 /// A difference of less is nothing that a home notices, whatever the ratio. A debug build is many times as
 /// slow, and three of them share this machine: there it is the scheduler's.
-const NOTHING_MS: f64 = if cfg!(debug_assertions) { 4.0 } else { 1.0 };
+const NOTHING_MS: f64 = if cfg!(debug_assertions) { 8.0 } else { 1.0 };
 const MOST_GROWTH_MIB: f64 = 64.0;
 
 /// What is flooded, and how.
