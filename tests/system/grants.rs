@@ -191,7 +191,13 @@ async fn a_remote_plugin_nobody_declared_has_its_own_area_and_waits_for_the_rest
     let call = tokio::spawn(async move { caller.call("geo.lookup", json!({})).await });
     let arrived = shed.expect_call().await;
     shed.answer(arrived.call_id, json!("here")).await;
-    assert_eq!(within("answered", call).await.unwrap().unwrap(), "here");
+    assert_eq!(
+        within("answered", call)
+            .await
+            .expect("not panicked")
+            .expect("a result"),
+        "here"
+    );
     core.shutdown().await;
 }
 
@@ -439,6 +445,7 @@ async fn bad_permissions_are_refused_with_their_reason() {
 
 #[tokio::test]
 async fn a_plugin_of_the_sdk_sees_what_it_may_do_and_hears_of_changes() {
+    // Told from where nothing may wait; the few changes of this test are its bound.
     let (heard, mut news) = tokio::sync::mpsc::unbounded_channel::<String>();
     let listener = Plugin::builder("listener")
         .on_load(move |ctx: Ctx| {

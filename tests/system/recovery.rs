@@ -40,7 +40,7 @@ async fn what_was_acknowledged_is_there_after_the_core_was_killed() {
     let mut revision = 0;
     for round in 0..3 {
         let operator = core.start().await;
-        let acknowledged = ledger.lock().unwrap().clone();
+        let acknowledged = ledger.lock().expect("no panic inside").clone();
         for (key, value) in acknowledged {
             let stored = operator.stored("ledger", &key).await.expect("read");
             assert_eq!(
@@ -65,13 +65,13 @@ async fn what_was_acknowledged_is_there_after_the_core_was_killed() {
                         if operator.store("ledger", &key, &value).await.is_err() {
                             return;
                         }
-                        ledger.lock().unwrap().insert(key, value);
+                        ledger.lock().expect("no panic inside").insert(key, value);
                     }
                 })
             })
             .collect();
         let goal = (round + 1) * WRITES_BEFORE_THE_KILL;
-        eventually!(ledger.lock().unwrap().len() >= goal);
+        eventually!(ledger.lock().expect("no panic inside").len() >= goal);
         core.kill().await;
         for writer in writers {
             core_tests::within("a writer notices", writer)
@@ -80,7 +80,7 @@ async fn what_was_acknowledged_is_there_after_the_core_was_killed() {
         }
     }
     let operator = core.start().await;
-    let ledger = ledger.lock().unwrap().clone();
+    let ledger = ledger.lock().expect("no panic inside").clone();
     assert!(ledger.len() >= 3 * WRITES_BEFORE_THE_KILL);
     for (key, value) in ledger {
         assert_eq!(

@@ -146,6 +146,7 @@ async fn pulled_shortly(
     before: &PluginInfo,
 ) -> Result<()> {
     machine.cable("down").await?;
+    // The fault is that it is away for so long.
     tokio::time::sleep(SHORT).await;
     machine.cable("up").await?;
     let mended = Instant::now();
@@ -234,6 +235,7 @@ async fn renewed(
     row.require(certificates() != old, "a renewal brings a new certificate");
     // New connections show it.
     machine.cable("down").await?;
+    // The fault is that it is away for so long.
     tokio::time::sleep(SHORT).await;
     machine.cable("up").await?;
     row.require(
