@@ -13,7 +13,7 @@ use core_proto::v1::{PluginInfo, PluginState as Shown};
 use core_server::config::{Adapter, Config, Quotas};
 use core_server::supervisor::lifecycle::{Phase, PluginState, is_legal};
 use core_server::{Runtime, RuntimeError, ShutdownReport};
-
+use serde_json::Value;
 use tracing::Dispatch;
 
 use crate::client::{Address, Client};
@@ -304,6 +304,20 @@ impl TestCore {
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// The whole lines of its audit log so far.
+    ///
+    /// # Panics
+    /// A line is not JSON.
+    #[must_use]
+    pub fn audited(&self) -> Vec<Value> {
+        let path = self.directory().join("data/security/audit.jsonl");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let whole = text.lines().filter(|line| line.ends_with('}'));
+        whole
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
     }
 
     /// Its log so far.

@@ -103,15 +103,6 @@ async fn end_of<T>(mut stream: Streaming<T>) -> Status {
     within("the stream ends", end).await
 }
 
-fn audited(core: &TestCore) -> Vec<Value> {
-    let path = core.directory().join("data/security/audit.jsonl");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let whole = text.lines().filter(|line| line.ends_with('}'));
-    whole
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect()
-}
-
 #[tokio::test]
 async fn under_review_a_child_is_started_when_it_is_granted_what_it_asks_for() {
     let core = TestCore::builder()
@@ -557,9 +548,9 @@ async fn the_audit_log_names_the_operator_the_request_and_what_was_done() {
         done(&token, "StorageAdmin/DropNamespace", "", "lamp"),
         done(&own_uid(), "Access/Revoke", "lamp", "all"),
     ] {
-        eventually!(audited(&core).iter().any(&wanted), "{:#?}", audited(&core));
+        eventually!(core.audited().iter().any(&wanted), "{:#?}", core.audited());
     }
-    let lines = audited(&core);
+    let lines = core.audited();
     let from_afar = lines.iter().find(|line| line["operator"] == token.as_str());
     let peer = from_afar.expect("there")["peer"].as_str().expect("text");
     assert!(peer.starts_with("tls 127.0.0.1"), "{peer}");
@@ -600,6 +591,6 @@ async fn a_denial_over_a_channel_is_audited_with_its_frame_and_where_it_came_fro
             && text("peer").starts_with("plugin socket")
             && text("plugin") == "lamp"
     };
-    eventually!(audited(&core).iter().any(noted), "{:#?}", audited(&core));
+    eventually!(core.audited().iter().any(noted), "{:#?}", core.audited());
     core.shutdown().await;
 }

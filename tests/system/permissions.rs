@@ -330,15 +330,6 @@ async fn under_review_a_manifest_asks_and_the_operator_grants() {
     core.shutdown().await;
 }
 
-fn audited(core: &TestCore) -> Vec<Value> {
-    let path = core.directory().join("data/security/audit.jsonl");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let whole = text.lines().filter(|line| line.ends_with('}'));
-    whole
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect()
-}
-
 #[tokio::test]
 async fn in_audit_mode_what_is_not_granted_is_done_and_noted_but_the_core_s_own_stays_its_own() {
     let core = TestCore::builder()
@@ -363,8 +354,8 @@ async fn in_audit_mode_what_is_not_granted_is_done_and_noted_but_the_core_s_own_
             && line["resource"] == "home.scene"
             && line["generation"] == 1
     };
-    eventually!(audited(&core).iter().any(would), "{:?}", audited(&core));
-    let text = serde_json::to_string(&audited(&core)).expect("JSON");
+    eventually!(core.audited().iter().any(would), "{:?}", core.audited());
+    let text = serde_json::to_string(&core.audited()).expect("JSON");
     assert!(!text.contains("value-of-an-event") && !text.contains(core.token("lamp")));
     core.shutdown().await;
 }
@@ -398,7 +389,7 @@ async fn the_audit_log_tells_who_was_refused_and_what_operators_did_without_secr
             .await
             .expect_err("denied");
     }
-    let has = |wanted: &dyn Fn(&Value) -> bool| audited(&core).iter().any(wanted);
+    let has = |wanted: &dyn Fn(&Value) -> bool| core.audited().iter().any(wanted);
     eventually!(has(&|line| line["rule"] == "BAD_CREDENTIAL"
         && line["peer"]
             .as_str()
@@ -409,7 +400,7 @@ async fn the_audit_log_tells_who_was_refused_and_what_operators_did_without_secr
     eventually!(has(
         &|line| line["plugin"] == "lamp" && line["rule"] == "not_granted"
     ));
-    let lines = audited(&core);
+    let lines = core.audited();
     let told = lines.iter().filter(|line| line["plugin"] == "lamp").count();
     assert!(
         told < 60,

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::home::{Home, plugin};
-use crate::measure::count;
 use crate::report::Row;
 use crate::{ECHO, MISBEHAVING};
 
@@ -24,10 +23,6 @@ const HOUR: i64 = 3_600;
 const WATCHED: Duration = Duration::from_secs(11);
 /// How long the core sleeps: longer than any silence that it forgives a plugin.
 const ASLEEP: Duration = Duration::from_secs(30);
-/// A plugin that fell asleep while an answer to its keepalive ping was on the way finds it overdue when it
-/// wakes, and connects anew: calls to it fail for so long at most, as those to any plugin without a
-/// channel.
-const RECONNECTED: Duration = Duration::from_secs(5);
 /// What is preloaded into the core.
 const SHIM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/fixtures/wall_clock.c");
 
@@ -254,17 +249,7 @@ async fn suspend(row: &Row, home: &Home) -> Result<()> {
     for pid in &pids {
         signal(*pid, Signal::CONT);
     }
-    let failed = requests(home).await;
-    let (calls, failed): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failed| {
-        let missing = failed.error.code() == tonic::Code::Unavailable;
-        failed.request == "call" && missing && failed.after < RECONNECTED
-    });
-    row.tell(
-        "after a sleep of all: calls to a plugin that connects anew",
-        count(calls.len()),
-        "",
-    );
-    judge(row, "after a sleep of all", &failed);
+    works(row, home, "after a sleep of all").await;
     restarts(row, home, "sleep").await
 }
 
@@ -278,10 +263,6 @@ struct Failed {
 /// Calls, events, state and storage work, now and for a while.
 async fn works(row: &Row, home: &Home, what: &str) {
     let failed = requests(home).await;
-    judge(row, what, &failed);
-}
-
-fn judge(row: &Row, what: &str, failed: &[Failed]) {
     row.exactly(&format!("{what}: failed requests"), failed.len(), "", 0);
     for Failed {
         request,

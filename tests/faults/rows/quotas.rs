@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bytes::Bytes;
 use core_proto::v1::core_message::Message as FromCore;
 use core_proto::v1::plugin_message::Message as ToCore;
 use core_proto::v1::{self, PluginMessage};
 use core_server::config::{Quota, Quotas};
-use core_tests::{Client, Hello, RawPlugin};
+use core_tests::{Address, Client, Hello, RawPlugin};
 use prost::Message as _;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tonic::Streaming;
 
 use crate::ECHO;
 use crate::home::{Home, plugin};
@@ -129,103 +131,124 @@ fn publish(plugin: &str, bytes: usize) -> Vec<u8> {
 }
 
 /// What became of the hostile one's requests, by reason; "" is those that were let in.
-type Answers = Arc<std::sync::Mutex<BTreeMap<String, u64>>>;
+type Answers = BTreeMap<String, u64>;
 
-/// The hostile plugin: it asks at a rate, whatever it is told.
+/// The hostile plugin: it asks at a rate, whatever it is told. It has a thread and a runtime of its own, so
+/// that what the honest one waits for is the core.
 struct Flood {
     stop: Arc<AtomicBool>,
-    offered: Arc<AtomicU64>,
-    answers: Answers,
-    asking: JoinHandle<()>,
-    hearing: JoinHandle<()>,
+    asking: std::thread::JoinHandle<Result<(u64, Answers)>>,
 }
 
 impl Flood {
-    async fn begin(client: &Client, surface: &'static Surface, per_second: u64) -> Result<Self> {
-        let (sender, receiver) = tokio::sync::mpsc::channel(1_024);
-        let hello = PluginMessage {
-            message: Some(ToCore::Hello(
-                Hello::ready().instance(&b"hostile-instance"[..]).0,
-            )),
-        };
-        sender.send(hello.encode_to_vec().into()).await.ok();
-        let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut heard = RawPlugin::open_stream(client, frames).await?;
-        let welcome = heard.message().await?.context("a Welcome")?;
-        ensure!(
-            matches!(welcome.message, Some(FromCore::Welcome(_))),
-            "{welcome:?}"
-        );
-        let (stop, offered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let answers = Answers::default();
-        let (stopping, counting) = (Arc::clone(&stop), Arc::clone(&offered));
-        let pongs = sender.clone();
-        let asking = tokio::spawn(async move {
-            let begin = Instant::now();
-            let mut number = 0;
-            let mut pace = tokio::time::interval(Duration::from_millis(2));
-            while !stopping.load(Ordering::Relaxed) {
-                pace.tick().await;
-                let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-                let due = micros.saturating_mul(per_second) / 1_000_000;
-                while number < due && !stopping.load(Ordering::Relaxed) {
-                    number += 1;
-                    let request = ToCore::Request(v1::Request {
-                        request_id: number,
-                        method: surface.method.to_owned(),
-                        message: (surface.message)("hostile", number).into(),
-                        ..Default::default()
-                    });
-                    let frame = PluginMessage {
-                        message: Some(request),
-                    };
-                    if sender.send(frame.encode_to_vec().into()).await.is_err() {
-                        return;
-                    }
-                    counting.fetch_add(1, Ordering::Relaxed);
+    /// Returns once it is let in.
+    async fn begin(address: Address, surface: &'static Surface, per_second: u64) -> Result<Self> {
+        let (begun, welcomed) = oneshot::channel();
+        let stop = Arc::<AtomicBool>::default();
+        let stopping = Arc::clone(&stop);
+        let asking = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("a runtime")?;
+            runtime.block_on(async {
+                let client = Client::new(address).with_token(HOSTILE);
+                let (frames, heard) = admitted(&client).await?;
+                begun.send(()).ok();
+                let mut answers = Answers::new();
+                tokio::select! {
+                    asked = ask(&frames, surface, per_second, &stopping) => Ok((asked, answers)),
+                    ended = hear(heard, &frames, &mut answers) => ended,
                 }
-            }
+            })
         });
-        let told = Arc::clone(&answers);
-        let hearing = tokio::spawn(async move {
-            while let Ok(Some(message)) = heard.message().await {
-                match message.message {
-                    Some(FromCore::Response(response)) => {
-                        let reason = response.error.as_ref().map(reason).unwrap_or_default();
-                        *told
-                            .lock()
-                            .expect("no panic inside")
-                            .entry(reason)
-                            .or_default() += 1;
-                    }
-                    Some(FromCore::Ping(ping)) => {
-                        let pong = ToCore::Pong(v1::Pong { nonce: ping.nonce });
-                        let frame = PluginMessage {
-                            message: Some(pong),
-                        };
-                        pongs.send(frame.encode_to_vec().into()).await.ok();
-                    }
-                    _ => {}
-                }
-            }
-        });
-        Ok(Self {
-            stop,
-            offered,
-            answers,
-            asking,
-            hearing,
-        })
+        let flood = Self { stop, asking };
+        if welcomed.await.is_err() {
+            flood.end().await?;
+            bail!("the flood ended before it began");
+        }
+        Ok(flood)
     }
 
     /// Ends it: how many it asked, and what was answered.
-    async fn end(self) -> (u64, BTreeMap<String, u64>) {
+    async fn end(self) -> Result<(u64, Answers)> {
         self.stop.store(true, Ordering::Relaxed);
-        self.asking.await.ok();
-        self.hearing.abort();
-        let answers = self.answers.lock().expect("no panic inside").clone();
-        (self.offered.load(Ordering::Relaxed), answers)
+        let ended = tokio::task::spawn_blocking(|| self.asking.join()).await?;
+        ended.map_err(|_| anyhow!("the flood panicked"))?
     }
+}
+
+type Frames = mpsc::Sender<Bytes>;
+
+/// A channel of the hostile one, welcomed.
+async fn admitted(client: &Client) -> Result<(Frames, Streaming<v1::CoreMessage>)> {
+    let (sender, receiver) = mpsc::channel(1_024);
+    let hello = Hello::ready().instance(&b"hostile-instance"[..]).0;
+    let hello = PluginMessage {
+        message: Some(ToCore::Hello(hello)),
+    };
+    sender.send(hello.encode_to_vec().into()).await.ok();
+    let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut heard = RawPlugin::open_stream(client, frames).await?;
+    let welcome = heard.message().await?.context("a Welcome")?;
+    ensure!(
+        matches!(welcome.message, Some(FromCore::Welcome(_))),
+        "{welcome:?}"
+    );
+    Ok((sender, heard))
+}
+
+/// Asks until it is stopped, or the channel is; how many times.
+async fn ask(frames: &Frames, surface: &Surface, per_second: u64, stop: &AtomicBool) -> u64 {
+    let begin = Instant::now();
+    let mut number = 0;
+    let mut pace = tokio::time::interval(Duration::from_millis(2));
+    while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
+        let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let due = micros.saturating_mul(per_second) / 1_000_000;
+        while number < due && !stop.load(Ordering::Relaxed) {
+            let request = ToCore::Request(v1::Request {
+                request_id: number + 1,
+                method: surface.method.to_owned(),
+                message: (surface.message)("hostile", number + 1).into(),
+                ..Default::default()
+            });
+            let frame = PluginMessage {
+                message: Some(request),
+            };
+            if frames.send(frame.encode_to_vec().into()).await.is_err() {
+                return number;
+            }
+            number += 1;
+        }
+    }
+    number
+}
+
+/// Counts answers for as long as the channel lasts, which it should for longer than the flood.
+async fn hear(
+    mut heard: Streaming<v1::CoreMessage>,
+    frames: &Frames,
+    answers: &mut Answers,
+) -> Result<(u64, Answers)> {
+    while let Some(message) = heard.message().await.context("the flood's channel")? {
+        match message.message {
+            Some(FromCore::Response(response)) => {
+                let reason = response.error.as_ref().map(reason).unwrap_or_default();
+                *answers.entry(reason).or_default() += 1;
+            }
+            Some(FromCore::Ping(ping)) => {
+                let pong = ToCore::Pong(v1::Pong { nonce: ping.nonce });
+                let frame = PluginMessage {
+                    message: Some(pong),
+                };
+                frames.send(frame.encode_to_vec().into()).await.ok();
+            }
+            _ => {}
+        }
+    }
+    bail!("the core ended the flood's channel")
 }
 
 /// The reason in an error's details.
@@ -268,7 +291,7 @@ async fn p99(honest: &mut RawPlugin, surface: &Surface, row: Option<&Row>) -> f6
 struct Met {
     quiet_ms: f64,
     flooded_ms: f64,
-    answers: BTreeMap<String, u64>,
+    answers: Answers,
     offered: u64,
 }
 
@@ -295,11 +318,11 @@ async fn met(
     for _ in 0..rounds {
         let quiet_ms = p99(&mut honest, surface, row).await;
         let rate = quota_of(surface.quota) * TIMES / surface.cost;
-        let flood = Flood::begin(&home.hostile, surface, rate).await?;
+        let flood = Flood::begin(home.address.clone(), surface, rate).await?;
         // The burst is used up.
         tokio::time::sleep(ROUND / 4).await;
         let flooded_ms = p99(&mut honest, surface, row).await;
-        let (offered, answers) = flood.end().await;
+        let (offered, answers) = flood.end().await?;
         // Each for itself: the ratio of one round would be best where its quiet half was disturbed most.
         let (quiet_before, flooded_before) = best.as_ref().map_or((f64::MAX, f64::MAX), |best| {
             (best.quiet_ms, best.flooded_ms)
@@ -321,7 +344,7 @@ fn quota_of(quota: Quota) -> u64 {
 
 struct Scene {
     home: Home,
-    hostile: Client,
+    address: Address,
     honest: Client,
 }
 
@@ -338,15 +361,13 @@ async fn scene(quotas: &str) -> Result<Scene> {
     let core = Home::prepare_with_quotas(&toml, &[plugin("echo", ECHO, &[])])
         .env("HOSTILE", HOSTILE)
         .env("HONEST", HONEST);
-    let (hostile, honest) = (
-        core.anonymous().with_token(HOSTILE),
-        core.anonymous().with_token(HONEST),
-    );
+    let anyone = core.anonymous();
+    let (address, honest) = (anyone.address().clone(), anyone.with_token(HONEST));
     let home = Home::of(core).await;
     home.all_ready(&["echo"]).await;
     Ok(Scene {
         home,
-        hostile,
+        address,
         honest,
     })
 }

@@ -32,8 +32,8 @@ use tonic::{Request, Status, Streaming};
 
 pub use address::{Address, BadAddress, Token};
 
-/// Keepalive of idle connections: a ping after this much silence, [`KEEPALIVE_TIMEOUT`] for its
-/// answer: the same times as the core's own keepalive.
+/// Keepalive of idle connections over a network: a ping after this much silence, [`KEEPALIVE_TIMEOUT`]
+/// for its answer: the same times as the core's own keepalive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A name that does not resolve or a host that does not answer fails after this.
@@ -77,6 +77,10 @@ type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 pub struct Dialer {
     dial: Arc<dyn Fn() -> Dialing + Send + Sync>,
     shown: Arc<str>,
+    /// The peer can vanish without a word, as networks make it: keepalive is asked for. On one machine the
+    /// kernel tells the end of a peer, and one that is only silent, stopped or asleep with everything else,
+    /// is still the right one: a new connection would reach nobody else and lose what is under way.
+    far: bool,
 }
 
 impl Dialer {
@@ -84,6 +88,7 @@ impl Dialer {
     #[must_use]
     pub fn new(address: Address) -> Self {
         let shown = address.to_string().into();
+        let far = matches!(address, Address::Tcp { .. });
         let dial = move || -> Dialing {
             let address = address.clone();
             Box::pin(async move {
@@ -103,6 +108,7 @@ impl Dialer {
         Self {
             dial: Arc::new(dial),
             shown,
+            far,
         }
     }
 
@@ -134,7 +140,11 @@ impl Dialer {
     pub fn memory(
         connect: impl Fn() -> io::Result<tokio::io::DuplexStream> + Send + Sync + 'static,
     ) -> Self {
-        Self::through("memory", move || std::future::ready(connect()))
+        let pipes = Self::through("memory", move || std::future::ready(connect()));
+        Self {
+            far: false,
+            ..pipes
+        }
     }
 
     /// Dials through a function of the program's own: a tunnel, a simulated network. `shown` names it in
@@ -152,6 +162,7 @@ impl Dialer {
         Self {
             dial: Arc::new(dial),
             shown: shown.into(),
+            far: true,
         }
     }
 }
@@ -275,7 +286,7 @@ impl Connection {
             address: dialer.to_string(),
             source,
         };
-        let endpoint = endpoint();
+        let endpoint = endpoint(dialer);
         let connecting = endpoint.connect_with_connector(Connector(dialer.clone()));
         let channel = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
@@ -293,7 +304,7 @@ impl Connection {
     /// [`Error::BadToken`].
     pub fn dial_lazily(dialer: &Dialer, token: Option<&Token>) -> Result<Self, Error> {
         Ok(Self {
-            channel: endpoint().connect_with_connector_lazy(Connector(dialer.clone())),
+            channel: endpoint(dialer).connect_with_connector_lazy(Connector(dialer.clone())),
             authorization: authorization(token)?,
         })
     }
@@ -375,13 +386,17 @@ fn authorization(token: Option<&Token>) -> Result<Authorization, Error> {
     })
 }
 
-fn endpoint() -> Endpoint {
+fn endpoint(dialer: &Dialer) -> Endpoint {
     // The authority is never resolved: every connection goes through a `Dialer`.
-    Endpoint::from_static("http://core.local")
+    let endpoint = Endpoint::from_static("http://core.local")
         .initial_stream_window_size(http2::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(http2::CONNECTION_WINDOW_BYTES)
         .max_frame_size(http2::MAX_FRAME_BYTES)
-        .http2_adaptive_window(false)
+        .http2_adaptive_window(false);
+    if !dialer.far {
+        return endpoint;
+    }
+    endpoint
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
