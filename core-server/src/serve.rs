@@ -81,10 +81,14 @@ pub(crate) async fn run(
         // Several signals that come while one is heeded count as one: each reads everything.
         while hangup.recv().await.is_some() {
             systemd.reloading();
-            if let Err(error) = runtime.load_and_reload().await {
-                tracing::error!("SIGHUP: {}", chain(&error));
+            match runtime.load_and_reload().await {
+                Ok(_) => systemd.ready(),
+                Err(error) => {
+                    let why = chain(&error);
+                    tracing::error!("SIGHUP: {why}");
+                    systemd.refused(&why);
+                }
             }
-            systemd.ready();
         }
         std::future::pending().await
     };

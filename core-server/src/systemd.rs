@@ -41,10 +41,18 @@ impl Systemd {
 
     /// The core serves, or serves again.
     pub(crate) fn ready(&self) {
-        self.tell("READY=1");
+        self.tell("READY=1\nSTATUS=");
     }
 
-    /// The configuration is read again; [`Self::ready`] ends it.
+    /// The core serves on as it did: what it read anew was refused. `systemctl status` shows why.
+    pub(crate) fn refused(&self, why: &str) {
+        let line = why.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.tell(&format!(
+            "READY=1\nSTATUS=The last reload was refused: {line}"
+        ));
+    }
+
+    /// The configuration is read again; [`Self::ready`] or [`Self::refused`] ends it.
     pub(crate) fn reloading(&self) {
         self.tell("RELOADING=1");
     }

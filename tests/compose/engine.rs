@@ -27,7 +27,8 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Finds an engine and a compose tool; the error says what is missing.
-    pub(crate) fn find() -> Result<Self> {
+    /// `name` tells projects of one program apart.
+    pub(crate) fn find(name: &str) -> Result<Self> {
         run(Command::new("docker").arg("info")).context("no docker engine")?;
         let candidates = [vec!["docker", "compose"], vec!["docker-compose"]];
         let works =
@@ -35,7 +36,7 @@ impl Engine {
         let compose = candidates.into_iter().find(works);
         Ok(Self {
             compose: compose.context("neither `docker compose` nor `docker-compose`")?,
-            project: format!("coretest{}", std::process::id()),
+            project: format!("core{name}{}", std::process::id()),
             used: Mutex::default(),
         })
     }
@@ -43,6 +44,11 @@ impl Engine {
     /// Names our containers, volumes, networks and images.
     pub(crate) fn project(&self) -> &str {
         &self.project
+    }
+
+    /// Marks what compose does not make, so that it is found.
+    pub(crate) fn label(&self) -> String {
+        format!("{BUILT_FOR}={}", self.project)
     }
 
     /// From here on compose works on the file in `directory`.
@@ -136,7 +142,7 @@ impl Engine {
         if !self.used().0.as_os_str().is_empty() {
             self.compose(&["down", "--volumes", "--remove-orphans", "--timeout", "15"])?;
         }
-        let label = format!("label={BUILT_FOR}={}", self.project);
+        let label = format!("label={}", self.label());
         // A build that failed leaves the container of its last command.
         let containers = self.docker(&["ps", "--all", "--quiet", "--filter", &label])?;
         for container in containers.lines() {
@@ -160,7 +166,7 @@ impl Engine {
     /// Whatever of ours is still there.
     pub(crate) fn leftovers(&self) -> Result<Vec<String>> {
         let project = format!("label=com.docker.compose.project={}", self.project);
-        let label = format!("label={BUILT_FOR}={}", self.project);
+        let label = format!("label={}", self.label());
         let mut left = self.images()?;
         for list in [
             ["ps", "--all", "--quiet", "--filter", &project].as_slice(),

@@ -133,24 +133,13 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
     fs::create_dir(&prebuilt)?;
     let built = built()?;
     for binary in BINARIES {
-        let from = built.join(binary);
-        ensure!(
-            from.is_file(),
-            "{} is not built: cargo build --workspace",
-            from.display()
-        );
-        let to = prebuilt.join(binary);
-        fs::copy(&from, &to).with_context(|| from.display().to_string())?;
-        // Debug information is most of a binary; without the tool the images are only larger.
-        if let Err(error) = run(Command::new("strip").arg(&to)) {
-            println!("not stripped: {error:#}");
-        }
+        copy_stripped(&built.join(binary), &prebuilt.join(binary))?;
     }
     Ok(context.to_owned())
 }
 
 /// Where cargo puts binaries: this test is in its `deps/`.
-fn built() -> Result<PathBuf> {
+pub(crate) fn built() -> Result<PathBuf> {
     if let Some(other) = std::env::var_os(OTHER_BINARIES) {
         return Ok(other.into());
     }
@@ -225,14 +214,14 @@ fn add_python(root: &Path, requirements: &Path) -> Result<()> {
 }
 
 /// Makes an image of a directory.
-fn import(engine: &Engine, root: &Path, name: &str, changes: &[&str]) -> Result<()> {
+pub(crate) fn import(engine: &Engine, root: &Path, name: &str, changes: &[&str]) -> Result<()> {
     let archive = root.with_extension("tar");
     let mut tar = Command::new("tar");
     tar.args(["--create", "--owner=0", "--group=0", "--file"])
         .arg(&archive);
     run(tar.arg("--directory").arg(root).arg("."))?;
     let path = archive.to_string_lossy().into_owned();
-    let label = format!("LABEL core-runtime.built-for={}", engine.project());
+    let label = format!("LABEL {}", engine.label());
     let mut arguments = vec!["import", "--change", &label];
     for change in changes {
         arguments.extend(["--change", change]);
@@ -278,13 +267,42 @@ fn copy_libraries(root: &Path, libraries: &BTreeSet<PathBuf>) -> Result<()> {
 }
 
 /// Copies a file, or what a link points to, to its own path below `root`.
-fn copy_file(root: &Path, path: &Path) -> Result<()> {
+pub(crate) fn copy_file(root: &Path, path: &Path) -> Result<()> {
     let target = root.join(path.strip_prefix("/").unwrap_or(path));
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent)?;
     }
     if !target.exists() {
         fs::copy(path, &target).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Copies a program of this machine to its own path below `root`, with the libraries that it needs.
+pub(crate) fn copy_program(root: &Path, program: &Path) -> Result<()> {
+    copy_file(root, program)?;
+    copy_libraries(root, &libraries(program)?)
+}
+
+/// Copies a binary into a directory below `root`, stripped, with the libraries that it needs.
+pub(crate) fn copy_to(root: &Path, binary: &Path, directory: &Path) -> Result<()> {
+    let directory = root.join(directory);
+    fs::create_dir_all(&directory)?;
+    let to = directory.join(binary.file_name().context("a binary")?);
+    copy_stripped(binary, &to)?;
+    copy_libraries(root, &libraries(binary)?)
+}
+
+fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
+    ensure!(
+        from.is_file(),
+        "{} is not built: cargo build --workspace",
+        from.display()
+    );
+    fs::copy(from, to).with_context(|| from.display().to_string())?;
+    // Debug information is most of a binary; without the tool the images are only larger.
+    if let Err(error) = run(Command::new("strip").arg(to)) {
+        println!("not stripped: {error:#}");
     }
     Ok(())
 }
@@ -333,7 +351,7 @@ fn on_path(tool: &str) -> Result<String> {
     })
 }
 
-fn renew(directory: &Path) -> Result<()> {
+pub(crate) fn renew(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(|| directory.display().to_string())?;
     }

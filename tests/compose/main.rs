@@ -6,7 +6,8 @@
 //! (`images.rs`). Binaries of the workspace must be built; `COMPOSE_BINARIES` names a directory with
 //! others. What is measured stands in `compose/results.json` of the target directory.
 //!
-//! One test, since one stack serves all of it: bringing one up is most of the time.
+//! One test of the stack, since one serves all of it: bringing one up is most of the time. Beside it a
+//! container with a systemd runs the units of `deploy/systemd/` (`systemd.rs`).
 
 #![expect(clippy::print_stdout, reason = "a long test says how far it is")]
 
@@ -17,6 +18,7 @@ mod figures;
 mod images;
 mod scene;
 mod stack;
+mod systemd;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -32,7 +34,24 @@ use crate::stack::{PLUGINS, Stack};
 #[test]
 #[ignore = "needs a docker engine: cargo xtask test compose"]
 fn the_compose_file_holds_what_it_promises_and_leaves_nothing() {
-    let engine = match Engine::find() {
+    on_an_engine("compose", play);
+}
+
+#[test]
+#[ignore = "needs a docker engine: cargo xtask test compose"]
+fn the_units_hold_on_a_real_systemd() {
+    if let Some(missing) = systemd::missing() {
+        println!("SKIP: {missing}");
+        return;
+    }
+    on_an_engine("units", |engine| {
+        systemd::play(engine, &repository(), &scratch()?)
+    });
+}
+
+/// Plays on a real engine, if there is one, and sees to it that nothing stays behind.
+fn on_an_engine(name: &str, play: impl FnOnce(&Engine) -> Result<()>) {
+    let engine = match Engine::find(name) {
         Ok(engine) => engine,
         Err(missing) => {
             println!("SKIP: {missing}");
