@@ -14,11 +14,11 @@ pub(crate) struct FrameCodec;
 impl Codec for FrameCodec {
     type Encode = Bytes;
     type Decode = CoreMessage;
-    type Encoder = Self;
+    type Encoder = BytesCodec;
     type Decoder = Self;
 
-    fn encoder(&mut self) -> Self {
-        Self
+    fn encoder(&mut self) -> BytesCodec {
+        BytesCodec
     }
 
     fn decoder(&mut self) -> Self {
@@ -61,16 +61,6 @@ impl Decoder for BytesCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
-
-impl Encoder for FrameCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put_slice(&frame);
-        Ok(())
     }
 }
 

@@ -183,18 +183,7 @@ impl Storage {
     pub async fn backup(&self, path: PathBuf, deadline: Instant) -> Result<Backup, Error> {
         self.read_long(deadline, move |shared| {
             let revision = shared.adapter.backup(&path)?;
-            let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
-                // Without its digest it would look like one that was not finished.
-                if let Err(error) = std::fs::remove_file(&path) {
-                    tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
-                }
-            })?;
-            Ok(Backup {
-                path,
-                bytes,
-                sha256,
-                revision,
-            })
+            digested(path, revision)
         })
         .await
     }
@@ -226,17 +215,7 @@ impl Storage {
             wrap(&copy, revision, &whole).map_err(failed)?;
             rename_new(&whole, &path).map_err(|error| not_new(&path, error))?;
             drop(workshop);
-            let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
-                if let Err(error) = std::fs::remove_file(&path) {
-                    tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
-                }
-            })?;
-            Ok(Backup {
-                path,
-                bytes,
-                sha256,
-                revision,
-            })
+            digested(path, revision)
         })
         .await
     }
@@ -399,6 +378,21 @@ pub(crate) fn digest_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".sha256");
     name.into()
+}
+
+/// What is at `path` with its digest, or nothing: without one it would look like one that was not finished.
+fn digested(path: PathBuf, revision: Revision) -> Result<Backup, CopyFault> {
+    let (bytes, sha256) = write_digest(&path).inspect_err(|_| {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "a copy without its digest is left");
+        }
+    })?;
+    Ok(Backup {
+        path,
+        bytes,
+        sha256,
+        revision,
+    })
 }
 
 /// All of it, or no file.
