@@ -50,18 +50,19 @@ impl Api {
         Ok(namespace)
     }
 
-    /// As it is asked for `writes` keys, and for events with them.
+    /// As it is asked for `writes` keys and so many bytes of values, and for events with them.
     fn writable(
         &self,
         caller: &Caller,
         namespace: &str,
-        writes: usize,
+        (writes, value_bytes): (usize, usize),
         events: &[v1::NewEvent],
     ) -> Result<Namespace, Failure> {
         let bytes = events.iter().map(|event| event.data.len()).sum();
         let [events, bytes] = event_bus::cost_of(events.len(), bytes);
         let writes = (Quota::StorageWritesPerSecond, writes as u64);
-        caller.meter.charge(&[writes, events, bytes])?;
+        let values = (Quota::StorageWriteBytesPerSecond, value_bytes as u64);
+        caller.meter.charge(&[writes, values, events, bytes])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
             .authorize(caller, Action::WriteStorage(namespace.as_str()))?;
@@ -108,7 +109,8 @@ impl Api {
         caller: &Caller,
         request: v1::StorageSetRequest,
     ) -> Result<v1::StorageSetResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
+        let cost = (1, request.value.len());
+        let namespace = self.writable(caller, &request.namespace, cost, &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let written = self
@@ -133,7 +135,7 @@ impl Api {
         caller: &Caller,
         request: v1::StorageDeleteRequest,
     ) -> Result<v1::StorageDeleteResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
+        let namespace = self.writable(caller, &request.namespace, (1, 0), &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let deleted = self
@@ -151,9 +153,10 @@ impl Api {
         caller: &Caller,
         request: v1::StorageApplyRequest,
     ) -> Result<v1::StorageApplyResponse, Failure> {
-        // Checks alone take their turn among the writes too.
-        let writes = request.ops.len().clamp(1, MAX_OPS);
-        let namespace = self.writable(caller, &request.namespace, writes, &request.events)?;
+        // Each check is looked at by the writer, as each write is.
+        let keys = request.ops.len().clamp(1, MAX_OPS) + request.checks.len().min(MAX_OPS);
+        let cost = (keys, request.ops.iter().map(value_bytes).sum());
+        let namespace = self.writable(caller, &request.namespace, cost, &request.events)?;
         let checks = request.checks.into_iter().map(|check| {
             Ok(Check {
                 key: Key::parse(&check.key)?,
@@ -280,6 +283,13 @@ fn reads_of(page_size: u32) -> u64 {
     const ENTRIES_OF_ONE: u64 = 100;
     let entries = u64::from(page_size).min(MAX_PAGE_SIZE as u64);
     entries.div_ceil(ENTRIES_OF_ONE).max(1)
+}
+
+fn value_bytes(op: &v1::StorageOp) -> usize {
+    match &op.op {
+        Some(v1::storage_op::Op::Set(set)) => set.value.len(),
+        Some(v1::storage_op::Op::Delete(_)) | None => 0,
+    }
 }
 
 fn direction(reverse: bool) -> Direction {

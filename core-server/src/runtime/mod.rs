@@ -25,7 +25,7 @@ use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
 use crate::security::{Audit, Credentials, Gatekeeper, Metering, Policy};
 use crate::service_registry::ServiceRegistry;
-use crate::state_engine::StateEngine;
+use crate::state_engine::{StateEngine, unused_revision};
 use crate::storage::{Storage, StorageAdapter};
 use crate::supervisor::custody::Custody;
 use crate::task::{TaskScope, blocking};
@@ -148,7 +148,10 @@ impl Runtime {
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
         let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
         let router = Router::new(settings::routing(limits), registry.clone());
-        let state = StateEngine::new(settings::state_engine(limits));
+        let state = StateEngine::new(
+            settings::state_engine(limits),
+            unused_revision(SystemTime::now()),
+        );
         let (credentials, runs) = (Credentials::default(), Runs::default());
         let expiring_credentials = credentials.clone();
         let (tls_listeners, tls_addresses) = tls::bind_all(&config.listen.tls).await?;

@@ -72,6 +72,7 @@ impl Classify for Exceeded {
             | Quota::PublishBytesPerSecond
             | Quota::CallsPerSecond
             | Quota::StorageWritesPerSecond
+            | Quota::StorageWriteBytesPerSecond
             | Quota::StorageReadsPerSecond
             | Quota::StateWritesPerSecond => Reason::RateLimited,
             Quota::Subscriptions => Reason::TooManySubscriptions,
@@ -141,6 +142,7 @@ fn is_rate(quota: Quota) -> bool {
         | Quota::PublishBytesPerSecond
         | Quota::CallsPerSecond
         | Quota::StorageWritesPerSecond
+        | Quota::StorageWriteBytesPerSecond
         | Quota::StorageReadsPerSecond
         | Quota::StateWritesPerSecond => true,
     }
