@@ -138,6 +138,8 @@ fn exit_code(error: &RuntimeError) -> ExitCode {
         | RuntimeError::Grants { .. } => ExitCode::BadConfiguration,
         RuntimeError::Storage(_)
         | RuntimeError::DataDirectory { .. }
+        | RuntimeError::RestoreUnfinished { .. }
+        | RuntimeError::Home(_)
         | RuntimeError::Listen(_)
         | RuntimeError::Threads(_) => ExitCode::Internal,
     }

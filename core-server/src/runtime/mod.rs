@@ -144,6 +144,7 @@ impl Runtime {
         let (bare, embedded) = embed(embedded)?;
         let limits = &config.limits;
         let storage = open_storage(&config, adapter).await?;
+        refuse_half_a_home(&config)?;
         let data_directory = keep_data_directory(&config)?;
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
         let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
@@ -161,7 +162,11 @@ impl Runtime {
             let data_dir = config.data_dir.clone();
             blocking(move || tls::read_grants(&data_dir)).await?
         };
-        let audit = Audit::start(&tls::directory(&config)).map_err(Error::Threads)?;
+        let audit = {
+            let data_dir = config.data_dir.clone();
+            blocking(move || home::tell_restored(&data_dir)).await?;
+            Audit::start(&tls::directory(&config)).map_err(Error::Threads)?
+        };
         let policy = Policy {
             granting: config.security.granting,
             mode: config.security.mode,
@@ -539,6 +544,14 @@ fn keep_data_directory(config: &Config) -> Result<Option<DirectoryLock>, Error> 
 async fn open_storage(
     config: &Config,
     adapter: Option<Arc<dyn StorageAdapter>>,
+/// `core-server` finishes an interrupted restore before it comes to this; a program may not know of it.
+fn refuse_half_a_home(config: &Config) -> Result<(), Error> {
+    match home::unfinished(&home::Places::of(config))? {
+        Some(path) => Err(Error::RestoreUnfinished { path }),
+        None => Ok(()),
+    }
+}
+
 ) -> Result<Storage, Error> {
     let settings = settings::storage(config);
     let open = move || {
