@@ -81,7 +81,7 @@ pub(crate) async fn run(
         // Several signals that come while one is heeded count as one: each reads everything.
         while hangup.recv().await.is_some() {
             systemd.reloading();
-            if let Err(error) = runtime.load_and_reload().await {
+            if let Err(error) = runtime.load_and_reload("SIGHUP").await {
                 tracing::error!("SIGHUP: {}", chain(&error));
             }
             systemd.ready();

@@ -37,12 +37,13 @@ use builder::WholeProcess;
 pub use error::Error;
 pub use program::{CallError, PublishError};
 pub use reload::{Loader, ReloadError, UpgradeError};
-use reload::{Reloader, with_embedded, with_enrolled};
+use reload::{Reloader, asked_by, with_embedded, with_enrolled};
 
 pub(crate) use tls::make_certificates;
 
 mod announcements;
 mod builder;
+mod changed;
 mod error;
 mod metrics;
 mod program;
@@ -143,8 +144,8 @@ impl Runtime {
         } = builder;
         let (bare, embedded) = embed(embedded)?;
         let limits = &config.limits;
-        let storage = open_storage(&config, adapter).await?;
         refuse_half_a_home(&config)?;
+        let storage = open_storage(&config, adapter).await?;
         let data_directory = keep_data_directory(&config)?;
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
         let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
@@ -232,6 +233,7 @@ impl Runtime {
             access.clone(),
             prepared.clone(),
             gatekeeper.metering().clone(),
+            audit.clone(),
         );
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {
@@ -431,15 +433,16 @@ impl Runtime {
         self.reloader.reload(config).await
     }
 
-    /// Reads the configuration again with [`Builder::loader`] and takes it.
+    /// Reads the configuration again with [`Builder::loader`] and takes it. `asked`: who or what asks for it, for
+    /// the audit log: "SIGHUP".
     ///
     /// # Errors
     /// [`ReloadError`]; nothing has changed then.
     ///
     /// # Cancel safety
     /// As of [`Self::reload`].
-    pub async fn load_and_reload(&self) -> Result<Reloaded, ReloadError> {
-        self.reloader.load_and_reload().await
+    pub async fn load_and_reload(&self, asked: &str) -> Result<Reloaded, ReloadError> {
+        self.reloader.load_and_reload(asked_by(asked)).await
     }
 
     /// Stops everything in order, within the configured time; see [`Self::shutdown_within`].
@@ -541,9 +544,6 @@ fn keep_data_directory(config: &Config) -> Result<Option<DirectoryLock>, Error> 
         .map_err(|source| Error::DataDirectory { path, source })
 }
 
-async fn open_storage(
-    config: &Config,
-    adapter: Option<Arc<dyn StorageAdapter>>,
 /// `core-server` finishes an interrupted restore before it comes to this; a program may not know of it.
 fn refuse_half_a_home(config: &Config) -> Result<(), Error> {
     match home::unfinished(&home::Places::of(config))? {
@@ -552,6 +552,9 @@ fn refuse_half_a_home(config: &Config) -> Result<(), Error> {
     }
 }
 
+async fn open_storage(
+    config: &Config,
+    adapter: Option<Arc<dyn StorageAdapter>>,
 ) -> Result<Storage, Error> {
     let settings = settings::storage(config);
     let open = move || {
