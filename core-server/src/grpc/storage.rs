@@ -15,8 +15,8 @@ use crate::config::Quota;
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper, Read};
 use crate::storage::{
-    Apply, Check, Direction, Key, MAX_GET_KEYS, MAX_OPS, MAX_PAGE_SIZE, Namespace, Op, Query,
-    Storage, WatchRequest,
+    Apply, Change, Check, Direction, Key, MAX_GET_KEYS, MAX_OPS, MAX_PAGE_SIZE, Namespace, Op,
+    Query, Storage, WatchItem, WatchRequest, What,
 };
 use crate::task::TaskScope;
 use crate::types::Revision;
@@ -278,11 +278,30 @@ impl Api {
     }
 }
 
-/// What a page of this size costs: reading entries in a row is so much cheaper than one by one.
+/// What a page of this size costs.
 fn reads_of(page_size: u32) -> u64 {
+    reads_of_entries(u64::from(page_size).min(MAX_PAGE_SIZE as u64)).max(1)
+}
+
+/// Reading entries in a row is so much cheaper than one by one.
+fn reads_of_entries(entries: u64) -> u64 {
     const ENTRIES_OF_ONE: u64 = 100;
-    let entries = u64::from(page_size).min(MAX_PAGE_SIZE as u64);
-    entries.div_ceil(ENTRIES_OF_ONE).max(1)
+    entries.div_ceil(ENTRIES_OF_ONE)
+}
+
+/// What is there when a watch begins costs as much as in pages that are asked for. Nobody asks for these: each
+/// is told as soon as it is paid for.
+async fn pay(caller: &Caller, item: &WatchItem) {
+    let WatchItem::Changes(changes, _) = item else {
+        return;
+    };
+    let is_initial = |change: &&Change| matches!(change.what, What::Initial(_));
+    let entries = changes.iter().filter(is_initial).count();
+    let reads = reads_of_entries(entries as u64);
+    caller
+        .meter
+        .charge_in_time(Quota::StorageReadsPerSecond, reads)
+        .await;
 }
 
 fn value_bytes(op: &v1::StorageOp) -> usize {
@@ -402,10 +421,13 @@ impl storage_server::Storage for Api {
             Ok::<_, Failure>(((watch, place), read))
         };
         let (opened, read) = open(request.into_inner()).map_err(status::from_failure)?;
-        let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {
-            let item = watch.next().await?;
-            Ok(Some((watch_item(item), (watch, place))))
-        });
+        let opened = (opened, caller.clone());
+        let items =
+            futures_util::stream::try_unfold(opened, async |((mut watch, place), caller)| {
+                let item = watch.next().await?;
+                pay(&caller, &item).await;
+                Ok(Some((watch_item(item), ((watch, place), caller))))
+            });
         let lost = self.gatekeeper.loses(&caller, [read]);
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))

@@ -141,6 +141,15 @@ fn uses() -> Vec<Use> {
         value: "1".into(),
         ..Default::default()
     };
+    let register = v1::ServiceRegistryRegisterRequest {
+        service: Some(v1::ServiceDescription {
+            name: "lamp.on".to_owned(),
+            ..Default::default()
+        }),
+    };
+    let unregister = v1::ServiceRegistryUnregisterRequest {
+        name: "lamp.on".to_owned(),
+    };
     let delete_state = v1::StateEngineDeleteRequest {
         key: "lamp.k".to_owned(),
         ..Default::default()
@@ -245,6 +254,16 @@ fn uses() -> Vec<Use> {
             Quota::StateWritesPerSecond,
             "StateEngine/Delete",
             delete_state.encode_to_vec(),
+        ),
+        row(
+            Quota::StateWritesPerSecond,
+            "ServiceRegistry/Register",
+            register.encode_to_vec(),
+        ),
+        row(
+            Quota::StateWritesPerSecond,
+            "ServiceRegistry/Unregister",
+            unregister.encode_to_vec(),
         ),
     ]
 }

@@ -9,8 +9,9 @@ use rusqlite::Connection;
 
 use super::backup::findings;
 use super::connection::{self, open_error};
-use super::lock::{LockFile, beside, create_directory, io_error, rename_new, sync_directory};
+use super::lock::{LockFile, beside, directory, io_error, rename_new, sync_directory};
 use super::{read, schema, write};
+use crate::files::{Owner, make_directories};
 use crate::storage::admin::{digest, digest_path};
 use crate::storage::error::OpenError;
 use crate::types::Revision;
@@ -133,6 +134,8 @@ fn any_revision(database: &Connection) -> rusqlite::Result<Revision> {
 /// too damaged for it, a crash may leave it without its log, which lies beside the copy that is kept.
 /// As long as it is not known to be through, `<database>.restoring` lies there, and no core starts.
 ///
+/// Done by root, the database belongs to whom its directory belongs to.
+///
 /// # Errors
 /// [`OpenError`]: the backup is no good, a core has the database open, no room; the database is then
 /// as it was.
@@ -144,11 +147,16 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
             source: Arc::new(super::FailedCheck(finding.clone())),
         });
     }
-    create_directory(path)?;
-    let _lock = LockFile::take(path)?;
+    // Root may do it for a service.
+    let owner = Owner::of(directory(path)).map_err(io_error("look at", path))?;
+    make_directories(directory(path), owner).map_err(io_error("create the directory of", path))?;
+    let lock = LockFile::take(path)?;
+    if let Some(owner) = owner {
+        lock.give(owner).map_err(io_error("lock", path))?;
+    }
     let new = beside(path, RESTORING);
     remove_database(&new)?;
-    let made = prepare(backup, &new, last_known(path).max(report.revision));
+    let made = prepare(backup, &new, last_known(path).max(report.revision), owner);
     let revision = match made {
         Ok(revision) => revision,
         Err(error) => {
@@ -235,7 +243,12 @@ fn last_known(path: &Path) -> Revision {
 }
 
 /// A copy that is up to date, with a revision that nobody has seen, synced.
-fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenError> {
+fn prepare(
+    backup: &Path,
+    new: &Path,
+    known: Revision,
+    owner: Option<Owner>,
+) -> Result<Revision, OpenError> {
     let failed = |source| open_error("restore", new, source);
     let source = connection::for_reading(backup).map_err(failed)?;
     let name = new.to_string_lossy();
@@ -253,7 +266,12 @@ fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenE
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
-        .and_then(|file| file.sync_all())
+        .and_then(|file| {
+            if let Some(owner) = owner {
+                owner.give(&file)?;
+            }
+            file.sync_all()
+        })
         .map_err(io_error("sync", new))?;
     Ok(revision)
 }
