@@ -65,13 +65,13 @@ async fn systemd_is_told_how_the_core_is() {
         .env("NOTIFY_SOCKET", path.leak())
         .env("WATCHDOG_USEC", "200000");
     core.boot().await;
-    assert_eq!(next(), "READY=1");
+    assert_eq!(next(), "READY=1\nSTATUS=");
     for _ in 0..3 {
         assert_eq!(next(), "WATCHDOG=1");
     }
     core.signal(Signal::HUP);
     until("RELOADING=1");
-    until("READY=1");
+    until("READY=1\nSTATUS=");
     core.signal(Signal::TERM);
     until("STOPPING=1");
     assert_eq!(core.end().code, Some(CLEAN));

@@ -140,7 +140,7 @@ async fn a_run_that_ends_with_its_credential_is_no_crash_and_says_why() {
     assert!(info.crash_reports.is_empty(), "{info:?}");
     // Nothing to wait for: with the other token it is let in at once.
     let again = RawPlugin::open(&core.remote("shed"), Hello::ready()).await;
-    again.expect("admitted");
+    let _again = again.expect("admitted");
     let info = operator.until_phase("shed", "ready").await;
     assert_eq!((info.generation, info.restarts), (2, 0), "{info:?}");
     let mut crashes = crashes;
