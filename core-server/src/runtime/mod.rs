@@ -235,8 +235,7 @@ impl Runtime {
             loader,
             access.clone(),
             prepared.clone(),
-            gatekeeper.metering().clone(),
-            audit.clone(),
+            &gatekeeper,
         );
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {

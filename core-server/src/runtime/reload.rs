@@ -14,7 +14,7 @@ use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::grpc;
 use crate::plugin_manager::{self, Kind, Manifest, PluginInfo, PluginManager, Reloaded};
 use crate::security::audit::{Record, decision};
-use crate::security::{Access, Audit, Metering};
+use crate::security::{Access, Audit, Gatekeeper, Metering};
 use crate::task::blocking;
 use crate::transport;
 use crate::types::PluginName;
@@ -151,8 +151,7 @@ impl Reloader {
         loader: Option<Loader>,
         access: Access,
         tls: Option<transport::Tls>,
-        metering: Metering,
-        audit: Audit,
+        gatekeeper: &Gatekeeper,
     ) -> Self {
         let configured = parking_lot::Mutex::new(started_with.plugins.clone());
         let quotas = parking_lot::Mutex::new(started_with.quotas);
@@ -163,10 +162,10 @@ impl Reloader {
             loader,
             access,
             tls,
-            metering,
+            metering: gatekeeper.metering().clone(),
             configured,
             quotas,
-            audit,
+            audit: gatekeeper.audit().clone(),
             turn: Mutex::default(),
         };
         Self {

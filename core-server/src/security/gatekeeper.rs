@@ -127,6 +127,12 @@ impl Gatekeeper {
         &self.inner.policy.metering
     }
 
+    /// Where it notes what it decides.
+    #[must_use]
+    pub fn audit(&self) -> &audit::Audit {
+        &self.inner.policy.audit
+    }
+
     /// What was counted.
     #[must_use]
     pub fn stats(&self) -> &Stats {
