@@ -221,7 +221,7 @@ impl StorageAdapter for SqliteAdapter {
             });
         };
         let mut scarce: Option<EngineError> = None;
-        if let Some(why) = room.is_low() {
+        if let Some(why) = room.is_low(|| reusable_bytes(connection)) {
             scarce = Some(Arc::new(why));
         } else {
             match transaction(connection, standing, batch, terms, room) {
@@ -334,6 +334,11 @@ impl StorageAdapter for SqliteAdapter {
         else {
             return Ok(Upkeep::Done);
         };
+        let gives_room = || {
+            let log = std::fs::metadata(lock::beside(&self.path, "-wal"));
+            let log_bytes = log.map_or(0, |found| found.len());
+            room.wants_log_bytes(log_bytes, || reusable_bytes(connection))
+        };
         let tight = |log: &write::Log| {
             let bytes = log.frames.unsigned_abs().saturating_mul(PAGE_BYTES);
             room.is_tight(bytes)
@@ -353,7 +358,7 @@ impl StorageAdapter for SqliteAdapter {
                 }
                 hard_delay.note(in_vain, Instant::now());
                 log
-            } else if log.frames > *truncate_from && !reading {
+            } else if !reading && (log.frames > *truncate_from || gives_room()) {
                 truncate(connection, TRUNCATE_PATIENCE)
             } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle
                 || log.outstanding() > 0 && tight(&log)
@@ -441,6 +446,12 @@ fn transaction(
 
 fn sets(commit: &Commit) -> bool {
     commit.ops.iter().any(|op| matches!(op, Op::Set { .. }))
+}
+
+/// Of the database, in pages that are empty. Where it does not say: none.
+fn reusable_bytes(connection: &Connection) -> u64 {
+    let pages = connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
+    pages.map_or(0, |pages| pages.unsigned_abs().saturating_mul(PAGE_BYTES))
 }
 
 /// Empties the log, if readers are out of its way in time.
