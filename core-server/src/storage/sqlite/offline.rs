@@ -12,15 +12,15 @@ use super::connection::{self, open_error};
 use super::lock::{LockFile, beside, create_directory, io_error, rename_new, sync_directory};
 use super::{read, schema, write};
 use crate::storage::admin::{digest, digest_path};
+use crate::storage::clock::trusted_from;
 use crate::storage::error::OpenError;
 use crate::types::Revision;
 
-/// How far a restored store's revision lies above every revision that is known: answers that a lost
-/// database gave after the backup may have had some of these, and none may ever mean something else. That
-/// is more than a core commits in thirty years at a thousand a second. Revisions are 64-bit integers
-/// here, on the wire and in the database; as a number in JSON, whose readers may take only 53 bits, they
-/// stay exact through 8,000 restores.
+/// How far a restored store's revision lies above every revision that is known, where the time does not say
+/// more: more than a core commits in thirty years at a thousand a second.
 const REVISION_GAP: u64 = 1 << 40;
+/// A clock that shows more microseconds since 1970 than this (the year 2112) is not set.
+const LAST_MICROS: u64 = 1 << 52;
 
 /// Suffix of the name under which the new database is made.
 const RESTORING: &str = ".restoring";
@@ -148,14 +148,12 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
     let _lock = LockFile::take(path)?;
     let new = beside(path, RESTORING);
     remove_database(&new)?;
-    let made = prepare(backup, &new, last_known(path).max(report.revision));
-    let revision = match made {
-        Ok(revision) => revision,
-        Err(error) => {
-            remove_database(&new)?;
-            return Err(error);
-        }
-    };
+    let revision = next_revision(last_known(path).max(report.revision), now);
+    let made = prepare(backup, &new, revision);
+    if let Err(error) = made {
+        remove_database(&new)?;
+        return Err(error);
+    }
     empty_log(path);
     let kept = free_name(path, now);
     let replaced = match set_aside(path, &kept) {
@@ -234,8 +232,33 @@ fn last_known(path: &Path) -> Revision {
     read().unwrap_or_default()
 }
 
+/// The revision that a restored store begins with. Answers that a lost database gave after the backup had
+/// revisions that nobody knows any more, and none of those may ever mean something else.
+///
+/// It is the time, in microseconds since 1970. A store counts from 0 or from such a revision, and no core
+/// commits a million writes a second; so, as long as no clock is set back, all revisions that were ever
+/// answered, by whatever store that came of whatever backup, lie below the microsecond in which they
+/// were, and thus below this one.
+///
+/// Where the clock is not set, or behind a revision that is known, there is nothing to go by: then it is
+/// [`REVISION_GAP`] above what is known and by chance up to as much again, so that two restores of one backup
+/// do not meet.
+///
+/// Revisions are 64-bit integers here, on the wire and in the database. As a number in JSON, whose readers may
+/// take only 53 bits, they stay exact: the time until the year 2255, however many restores there are; of those
+/// that go by chance, each of which takes at most 2^41, two thousand beside [`LAST_MICROS`].
+fn next_revision(known: Revision, now: SystemTime) -> Revision {
+    let micros = now.duration_since(SystemTime::UNIX_EPOCH);
+    let micros = u64::try_from(micros.unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
+    let is_set = now >= trusted_from() && micros <= LAST_MICROS;
+    if is_set && micros > known.0 {
+        return Revision(micros);
+    }
+    Revision(known.0 + REVISION_GAP + rand::random_range(0..REVISION_GAP))
+}
+
 /// A copy that is up to date, with a revision that nobody has seen, synced.
-fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenError> {
+fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenError> {
     let failed = |source| open_error("restore", new, source);
     let source = connection::for_reading(backup).map_err(failed)?;
     let name = new.to_string_lossy();
@@ -249,13 +272,11 @@ fn prepare(backup: &Path, new: &Path, known: Revision) -> Result<Revision, OpenE
     std::fs::set_permissions(new, mode).map_err(io_error("restore", new))?;
     let database = connection::for_writing(new)?;
     schema::migrate_only(&database, new)?;
-    let revision = Revision(known.0 + REVISION_GAP);
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
         .and_then(|file| file.sync_all())
-        .map_err(io_error("sync", new))?;
-    Ok(revision)
+        .map_err(io_error("sync", new))
 }
 
 /// What was there, under another name.
