@@ -101,8 +101,10 @@ impl SqliteAdapter {
     pub fn open(path: &Path, durability: Durability) -> Result<Self, OpenError> {
         connection::check_version()?;
         lock::create_directory(path)?;
+        let path = &lock::resolve(path)?;
         let lock = LockFile::take(path)?;
         offline::check_no_restore(path)?;
+        offline::check_one_name(path)?;
         lock::create_database(path)?;
         let mut room = Room::new(path);
         room.make_way();
@@ -488,5 +490,7 @@ fn fault(error: rusqlite::Error) -> Fault {
 
 #[cfg(test)]
 mod copy_tests;
+#[cfg(test)]
+mod name_tests;
 #[cfg(test)]
 mod tests;

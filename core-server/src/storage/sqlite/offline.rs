@@ -9,7 +9,9 @@ use rusqlite::Connection;
 
 use super::backup::findings;
 use super::connection::{self, open_error};
-use super::lock::{LockFile, beside, create_directory, io_error, rename_new, sync_directory};
+use super::lock::{
+    LockFile, beside, create_directory, directory, io_error, rename_new, resolve, sync_directory,
+};
 use super::{read, schema, write};
 use crate::storage::admin::{digest, digest_path};
 use crate::storage::clock::trusted_from;
@@ -24,6 +26,8 @@ const LAST_MICROS: u64 = 1 << 52;
 
 /// Suffix of the name under which the new database is made.
 const RESTORING: &str = ".restoring";
+/// Begins the suffix of the name under which what was replaced is kept.
+const REPLACED: &str = ".replaced-";
 /// Suffixes of what belongs to a database.
 const LOGS: [&str; 2] = ["-wal", "-shm"];
 
@@ -145,7 +149,9 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
         });
     }
     create_directory(path)?;
+    let path = &resolve(path)?;
     let _lock = LockFile::take(path)?;
+    check_one_name(path)?;
     let new = beside(path, RESTORING);
     remove_database(&new)?;
     let revision = next_revision(last_known(path).max(report.revision), now);
@@ -178,11 +184,45 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
     })
 }
 
+/// Whether the database has no second name, under which another core would not see the lock. Those do not
+/// count that an interrupted restore gave it: they lie beside it.
+///
+/// # Errors
+/// [`OpenError::SecondName`].
+pub(super) fn check_one_name(path: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(io_error("look at", path))?,
+    };
+    if found.nlink() < 2 {
+        return Ok(());
+    }
+    let place = directory(path);
+    let ours = beside(path, REPLACED);
+    let ours = ours.file_name().unwrap_or_default().as_encoded_bytes();
+    let mut names = 1;
+    for file in std::fs::read_dir(place).map_err(io_error("look into", place))? {
+        let file = file.map_err(io_error("look into", place))?;
+        let is_ours = file.file_name().as_encoded_bytes().starts_with(ours);
+        let is_it =
+            |there: std::fs::Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+        names += u64::from(is_ours && file.metadata().is_ok_and(is_it));
+    }
+    if found.nlink() > names {
+        return Err(OpenError::SecondName {
+            path: path.to_owned(),
+            names: found.nlink(),
+        });
+    }
+    Ok(())
+}
+
 /// Under which name what is replaced can be kept: one that an interrupted restore did not take a moment ago.
 fn free_name(path: &Path, now: SystemTime) -> PathBuf {
     let since = now.duration_since(SystemTime::UNIX_EPOCH);
     let stamp = since.unwrap_or_default().as_secs();
-    let first = beside(path, &format!(".replaced-{stamp}"));
+    let first = beside(path, &format!("{REPLACED}{stamp}"));
     let others = (2..).map(|number| beside(&first, &format!(".{number}")));
     let taken = |kept: &Path| {
         let names = LOGS.into_iter().chain([""]);
