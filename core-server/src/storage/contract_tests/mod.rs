@@ -202,7 +202,9 @@ contract! {
         empty_entries_are_not_free,
         an_owner_gains_nothing_by_more_namespaces,
         only_growth_beyond_a_quota_is_refused,
-        lines_bring_everything_back_byte_for_byte;
+        lines_bring_everything_back_byte_for_byte,
+        an_export_of_everything_brings_its_quotas_first,
+        an_import_names_the_line_up_to_which_it_took_effect;
     restarts:
         what_was_answered_survives_a_crash,
         a_closed_store_refuses_and_opens_again_as_it_was;

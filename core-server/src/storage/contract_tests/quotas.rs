@@ -252,6 +252,88 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
     assert_eq!((importer.entries(), importer.expired()), (0, 1));
 }
 
+pub(super) async fn an_export_of_everything_brings_its_quotas_first(bench: Bench) {
+    let config = Config {
+        namespace_keys: 10,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    // Before the core's own in the alphabet.
+    let alpha = namespace("alpha");
+    let own = OwnQuota {
+        keys: Some(100),
+        bytes: None,
+    };
+    storage.set_quota(&alpha, own, soon()).await.expect("sets");
+    for index in 0..40 {
+        set(&storage, &alpha, &format!("k{index}"), "1")
+            .await
+            .expect("room");
+    }
+    let mut exporter = Exporter::begin(storage.clone(), None)
+        .await
+        .expect("begins");
+    let mut lines = Vec::new();
+    while let Some(piece) = exporter.next().await.expect("reads") {
+        lines.extend(piece);
+    }
+    let fresh = Config {
+        path: bench.directory.path().join("fresh").join("store.db"),
+        ..config
+    };
+    let fresh = Storage::open(fresh.open_adapter().expect("opens"), &fresh).expect("opens");
+    let mut importer = Importer::new(fresh.clone(), |_| Ok(()));
+    importer.take(&lines).await.expect("all of it");
+    assert_eq!(importer.entries(), 41);
+    let used = fresh.usage(&alpha).await.expect("reads");
+    assert_eq!((used.usage.keys, used.quota.keys), (40, 100));
+}
+
+pub(super) async fn an_import_names_the_line_up_to_which_it_took_effect(bench: Bench) {
+    let config = Config {
+        namespace_keys: 3,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    let space = namespace("n");
+    let line = |key: &str| format!("{{\"namespace\":\"n\",\"key\":\"{key}\",\"value\":1}}\n");
+    let quota =
+        |value: &str| format!("{{\"namespace\":\"core\",\"key\":\"quota/n\",\"value\":{value}}}\n");
+    let take = async |text: &str| {
+        let mut importer = Importer::new(storage.clone(), |_| Ok(()));
+        let refused = importer.take(text.as_bytes()).await.expect_err("too much");
+        let facts = refused.metadata();
+        let named = facts.iter().find(|(name, _)| *name == "line");
+        let named = named.expect("a line").1.clone();
+        (refused.reason(), named, importer.entries())
+    };
+    // Written together, and blank lines count; then a good one of another namespace.
+    let text = [
+        line("a"),
+        "\n".to_owned(),
+        " \r\n".to_owned(),
+        line("b"),
+        line("c"),
+        line("d"),
+        line("e"),
+        quota("{\"keys\":9}"),
+    ];
+    let told = take(&text.concat()).await;
+    assert_eq!(told, (Reason::QuotaKeys, "6".to_owned(), 3));
+    for (name, there) in [("c", true), ("d", false), ("e", false)] {
+        let found = value(&storage, &space, name).await;
+        assert_eq!(found.is_some(), there, "{name}");
+    }
+    // What is no quota would count as none.
+    for bad in ["\"nonsense\"", "null", "{\"keys\":-1}"] {
+        let told = take(&[line("a"), quota(bad)].concat()).await;
+        assert_eq!(told, (Reason::BadLine, "2".to_owned(), 1), "{bad}");
+    }
+    // Entries beyond a quota that comes with them are growth like any other: its line is the one to change.
+    let told = take(&[quota("{\"keys\":2}"), line("a"), line("x")].concat()).await;
+    assert_eq!(told, (Reason::QuotaKeys, "3".to_owned(), 2));
+}
+
 async fn contents(storage: &Storage, spaces: &[&Namespace]) -> BTreeMap<(String, String), String> {
     let mut all = BTreeMap::new();
     for space in spaces {
