@@ -42,8 +42,10 @@ pub struct Report {
     pub keys: u64,
     /// Bytes, as quotas count them.
     pub bytes: u64,
-    /// What is wrong; none: it is whole.
+    /// What is wrong; none, and nothing in `miscounted`: it is whole.
     pub findings: Vec<String>,
+    /// What is wrong with the counts that are kept of keys and bytes. A restore makes them anew.
+    pub miscounted: Option<String>,
     /// Whether a digest lies beside it. If one does and it is another, that is a finding.
     pub has_digest: bool,
 }
@@ -57,7 +59,8 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// Reads all of a database and says what is wrong. Changes nothing; a core may have it open meanwhile.
+/// Reads all of a database and says what is wrong. Changes nothing, and makes nothing beside it unless a log is
+/// there; a core may have it open meanwhile.
 ///
 /// # Errors
 /// [`OpenError`]: it cannot be read at all.
@@ -67,56 +70,72 @@ pub fn verify(path: &Path) -> Result<Report, OpenError> {
         let missing = std::io::Error::from(ErrorKind::NotFound);
         return Err(io_error("read", path)(missing));
     }
-    let failed = |source| open_error("read", path, source);
     let digest_path = digest_path(path);
     let wanted = match std::fs::read_to_string(&digest_path) {
         Ok(text) => text.split_whitespace().next().map(str::to_owned),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(io_error("read", &digest_path)(error)),
     };
-    let mut wrong = Vec::new();
+    let mut report = look_into(&resolve(path)?)?;
     if let Some(wanted) = &wanted {
         let (_, found) = digest(path).map_err(io_error("read", path))?;
         if found != *wanted {
-            wrong.push(format!(
-                "its SHA-256 is {found}, not {wanted} as when it was made"
-            ));
+            let wrong = format!("its SHA-256 is {found}, not {wanted} as when it was made");
+            report.findings.insert(0, wrong);
         }
     }
-    let database = connection::for_reading(path).map_err(failed)?;
+    report.has_digest = wanted.is_some();
+    Ok(report)
+}
+
+fn look_into(path: &Path) -> Result<Report, OpenError> {
+    let failed = |source| open_error("read", path, source);
+    let had_log = connection::has_log(path);
+    let judged = connection::for_looking(path)
+        .map_err(failed)
+        .and_then(|database| judge(&database, path));
+    let is_good = |report: &Report| report.findings.is_empty() && report.miscounted.is_none();
+    if had_log || !connection::has_log(path) || judged.as_ref().is_ok_and(is_good) {
+        return judged;
+    }
+    // A core has begun to write meanwhile, which was not reckoned with.
+    judge(&connection::for_reading(path).map_err(failed)?, path)
+}
+
+fn judge(database: &Connection, path: &Path) -> Result<Report, OpenError> {
+    let failed = |source| open_error("read", path, source);
     let known = schema::newest(schema::MIGRATIONS);
-    let schema = schema::identify(&database, path, known)?;
+    let schema = schema::identify(database, path, known)?;
     if schema == 0 {
         return Err(OpenError::NotOurs {
             path: path.to_owned(),
             found: 0,
         });
     }
+    let mut report = Report {
+        schema,
+        revision: any_revision(database).map_err(failed)?,
+        keys: 0,
+        bytes: 0,
+        findings: Vec::new(),
+        miscounted: None,
+        has_digest: false,
+    };
     if schema != known {
         // Its tables are others: SQLite's own check is all that can be said.
         let verdict: String = database
             .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
             .map_err(failed)?;
-        wrong.extend(Some(verdict).filter(|verdict| verdict != "ok"));
-        return Ok(Report {
-            schema,
-            revision: any_revision(&database).map_err(failed)?,
-            keys: 0,
-            bytes: 0,
-            findings: wrong,
-            has_digest: wanted.is_some(),
-        });
+        report
+            .findings
+            .extend(Some(verdict).filter(|verdict| verdict != "ok"));
+        return Ok(report);
     }
-    wrong.extend(findings(&database).map_err(failed)?);
-    let total = read::tally(&database, "").map_err(failed)?;
-    Ok(Report {
-        schema,
-        revision: read::revision(&database).map_err(failed)?,
-        keys: total.keys,
-        bytes: total.bytes,
-        findings: wrong,
-        has_digest: wanted.is_some(),
-    })
+    let found = findings(database).map_err(failed)?;
+    let total = read::tally(database, "").map_err(failed)?;
+    (report.findings, report.miscounted) = (found.damage, found.miscounted);
+    (report.keys, report.bytes) = (total.keys, total.bytes);
+    Ok(report)
 }
 
 /// The store's revision, of whatever schema.
@@ -300,7 +319,8 @@ fn next_revision(known: Revision, now: SystemTime) -> Revision {
 /// A copy that is up to date, with a revision that nobody has seen, synced.
 fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenError> {
     let failed = |source| open_error("restore", new, source);
-    let source = connection::for_reading(backup).map_err(failed)?;
+    let source = resolve(backup)?;
+    let source = connection::for_looking(&source).map_err(failed)?;
     let name = new.to_string_lossy();
     // Takes what is in its log along, if it has one.
     source
@@ -312,6 +332,7 @@ fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenErro
     std::fs::set_permissions(new, mode).map_err(io_error("restore", new))?;
     let database = connection::for_writing(new)?;
     schema::migrate_only(&database, new)?;
+    write::count_anew(&database).map_err(failed)?;
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
