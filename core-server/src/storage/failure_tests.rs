@@ -77,9 +77,10 @@ impl StorageAdapter for Faulty {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        weight: Weight,
         deadline: Instant,
     ) -> Result<Snapshot, Fault> {
-        self.inner.get_many(namespace, keys, deadline)
+        self.inner.get_many(namespace, keys, weight, deadline)
     }
 
     fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {

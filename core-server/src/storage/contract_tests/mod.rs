@@ -181,7 +181,8 @@ contract! {
         what_is_no_json_is_refused_with_its_place,
         a_reader_never_goes_back_while_others_write,
         keys_come_in_the_order_of_their_bytes_page_by_page,
-        a_scan_ends_early_before_a_mebibyte_and_goes_on;
+        a_scan_ends_early_before_a_mebibyte_and_goes_on,
+        many_keys_together_are_bounded_and_one_alone_is_not;
     expiry:
         what_has_expired_is_absent_at_once_and_then_removed,
         each_write_says_anew_how_long_it_lasts,

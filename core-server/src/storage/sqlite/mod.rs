@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 use super::adapter::{
     AdapterInfo, Applied, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op, Rejection,
-    Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
+    Snapshot, StorageAdapter, Stretch, Terms, Upkeep, Weight,
 };
 use super::config::Durability;
 use super::error::{EngineError, Fault, OpenError};
@@ -188,10 +188,11 @@ impl StorageAdapter for SqliteAdapter {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        weight: Weight,
         deadline: Instant,
     ) -> Result<Snapshot, Fault> {
         self.readers
-            .read(|connection| read::get_many(connection, namespace, keys, deadline))
+            .read(|connection| read::get_many(connection, namespace, keys, weight, deadline))
     }
 
     fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {

@@ -14,6 +14,14 @@ use super::tables::{check_json, check_key, check_revision, deadline, page};
 use crate::error::{Error, Result};
 
 const MAX_VALUE_BYTES: usize = 256 << 10;
+/// Of one `GetMany`.
+const MAX_GET_KEYS: usize = 100;
+/// Of what one `GetMany` answers, if it is more than one entry, and of what one `Apply` writes.
+const MAX_BYTES: usize = 1 << 20;
+/// Of writes, and of checks, of one `Apply`.
+const MAX_OPS: usize = 128;
+/// Of events of one `Apply`.
+pub(super) const MAX_APPLY_EVENTS: usize = 16;
 /// There is only one.
 const EPOCH: u64 = 1;
 
@@ -88,6 +96,26 @@ fn wants(prefixes: &[String], key: &str) -> bool {
     prefixes.is_empty() || prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
+pub(super) fn check_count(field: &str, count: usize, least: usize, most: usize) -> Result<()> {
+    if (least..=most).contains(&count) {
+        return Ok(());
+    }
+    let text = format!("{field}: {least} to {most} are allowed, not {count}");
+    Err(Error::invalid_argument(text)
+        .with_reason("BAD_FIELD")
+        .with_metadata("field", field))
+}
+
+fn check_size(field: &str, bytes: usize) -> Result<()> {
+    if bytes <= MAX_BYTES {
+        return Ok(());
+    }
+    let text = format!("{field}: {bytes} bytes together; at most {MAX_BYTES} are allowed");
+    Err(Error::invalid_argument(text)
+        .with_reason("TOO_LARGE")
+        .with_metadata("field", field))
+}
+
 impl Store {
     pub(super) fn new() -> Self {
         Self {
@@ -110,6 +138,7 @@ impl Store {
         &self,
         request: v1::StorageGetManyRequest,
     ) -> Result<v1::StorageGetManyResponse> {
+        check_count("keys", request.keys.len(), 1, MAX_GET_KEYS)?;
         let content = self.fresh();
         let mut entries = Vec::new();
         for key in request.keys {
@@ -121,6 +150,12 @@ impl Store {
                     .get(&place)
                     .map(|entry| stored(&place.1, entry)),
             );
+        }
+        let bytes = entries
+            .iter()
+            .map(|entry| entry.key.len() + entry.value.len());
+        if entries.len() > 1 {
+            check_size("keys", bytes.sum())?;
         }
         Ok(v1::StorageGetManyResponse {
             entries,
@@ -167,6 +202,8 @@ impl Store {
         ops: Vec<v1::storage_op::Op>,
     ) -> Result<(u64, Vec<bool>)> {
         use v1::storage_op::Op;
+        check_count("ops", ops.len(), 1, MAX_OPS)?;
+        check_count("checks", checks.len(), 0, MAX_OPS)?;
         let place = |key: &str| (namespace.to_owned(), key.to_owned());
         let mut content = self.fresh();
         for check in checks {
@@ -188,6 +225,11 @@ impl Store {
                 return Err(Error::invalid_argument(text).with_reason("DUPLICATE_KEY"));
             }
         }
+        let bytes = ops.iter().map(|op| match op {
+            Op::Set(set) => set.key.len() + set.value.len(),
+            Op::Delete(delete) => delete.key.len(),
+        });
+        check_size("ops", bytes.sum())?;
         let deadlines = ops.iter().map(|op| match op {
             Op::Set(set) => deadline(set.ttl),
             Op::Delete(_) => Ok(None),
