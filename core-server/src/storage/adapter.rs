@@ -402,13 +402,8 @@ pub trait StorageAdapter: Send + Sync + 'static {
         terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault>;
 
-    /// What a namespace holds, expired entries that were not removed yet included.
-    ///
-    /// # Errors
-    /// [`Fault`].
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault>;
-
-    /// The namespaces that hold anything, in order of their names.
+    /// The namespaces that hold anything, in order of their names, and what each holds: expired entries that
+    /// were not removed yet included. One snapshot.
     ///
     /// # Errors
     /// [`Fault`].

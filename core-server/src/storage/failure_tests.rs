@@ -123,10 +123,6 @@ impl StorageAdapter for Faulty {
         }
     }
 
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        self.inner.usage(namespace)
-    }
-
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
         self.inner.namespaces()
     }

@@ -230,12 +230,6 @@ impl StorageAdapter for MemoryAdapter {
             .collect())
     }
 
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        let tables = self.tables.read();
-        let table = tables.namespaces.get(namespace);
-        Ok(table.map_or_else(Usage::default, |table| table.usage))
-    }
-
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
         let tables = self.tables.read();
         let used = tables.namespaces.iter();

@@ -89,7 +89,7 @@ pub use adapter::{
     AdapterInfo, Applied, Check, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op,
     Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep, Weight,
 };
-pub use admin::{Backup, NamespaceUsage};
+pub use admin::{Backup, NamespaceUsage, OwnerUsage};
 pub(crate) use admin::{digest, digest_path};
 pub use changes::{Change, Cursor, What};
 pub use clock::MAX_TTL;

@@ -112,7 +112,8 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
         keys: Some(4),
         bytes: None,
     };
-    let quota = storage.set_quota(&space, own, soon()).await.expect("sets");
+    let quota = storage.set_quota(&space, own, soon()).await;
+    let quota = quota.expect("sets").quota;
     assert_eq!((quota.keys, quota.bytes), (4, bytes));
     let again = bench.after_crash(&adapter);
     for name in ["e", "f"] {
@@ -126,6 +127,7 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
             .set_quota(&space, none, soon())
             .await
             .expect("sets")
+            .quota
             .keys,
         3
     );
@@ -154,6 +156,28 @@ pub(super) async fn an_owner_gains_nothing_by_more_namespaces(bench: Bench) {
         let scope = ("scope", "owner".to_owned());
         assert!(refused.metadata().contains(&scope), "{refused:?}");
     }
+    // It is said why: each has room of its own, all together have none.
+    let used = storage.usage(&namespace("lamp.c")).await.expect("reads");
+    assert_eq!((used.usage, used.quota.keys), (Usage::default(), 3));
+    let owned = used.owned;
+    assert_eq!((owned.owner.as_str(), owned.quota.keys), ("lamp", 3));
+    let held = owned.held;
+    let bytes = 3 * (64 + 2) + "lamplamp.alamp.b".len() as u64;
+    assert_eq!((held.namespaces, held.usage.keys), (3, 3));
+    assert_eq!(held.usage.bytes, bytes);
+    let more = OwnQuota {
+        keys: Some(1_000),
+        bytes: None,
+    };
+    let set_one = storage.set_quota(&second, more, soon()).await;
+    let set_one = set_one.expect("sets");
+    assert_eq!((set_one.quota.keys, set_one.owned.quota.keys), (1_000, 3));
+    let full = set(&storage, &second, "other", "1").await;
+    full.expect_err("the owner is");
+    let all = storage.namespaces().await.expect("reads");
+    let of_lamp = all.iter().filter(|used| used.owned.owner == "lamp");
+    assert_eq!(of_lamp.clone().count(), 3);
+    assert!(of_lamp.into_iter().all(|used| used.owned.held == held));
     let others = namespace("lamp-other");
     set(&storage, &others, "k", "1")
         .await

@@ -286,11 +286,6 @@ impl StorageAdapter for SqliteAdapter {
         Ok(results)
     }
 
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        self.readers
-            .read(|connection| read::tally(connection, namespace.as_str()))
-    }
-
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
         let tallies = self.readers.read(read::tallies)?;
         let named = tallies.into_iter();

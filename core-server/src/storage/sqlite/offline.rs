@@ -295,7 +295,7 @@ fn last_known(path: &Path) -> Revision {
 /// revisions that nobody knows any more, and none of those may ever mean something else.
 ///
 /// It is the time, in microseconds since 1970. A store counts from 0 or from such a revision, and no core
-/// commits a million writes a second; so, as long as no clock is set back, all revisions that were ever
+/// commits a million writes a second; so, as long as clocks are right, all revisions that were ever
 /// answered, by whatever store that came of whatever backup, lie below the microsecond in which they
 /// were, and thus below this one.
 ///

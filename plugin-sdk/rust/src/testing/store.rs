@@ -113,7 +113,9 @@ fn check_size(field: &str, bytes: usize) -> Result<()> {
     let text = format!("{field}: {bytes} bytes together; at most {MAX_BYTES} are allowed");
     Err(Error::invalid_argument(text)
         .with_reason("TOO_LARGE")
-        .with_metadata("field", field))
+        .with_metadata("field", field)
+        .with_metadata("size_bytes", bytes.to_string())
+        .with_metadata("limit_bytes", MAX_BYTES.to_string()))
 }
 
 impl Store {
@@ -291,18 +293,35 @@ impl Store {
         request: v1::StorageUsageRequest,
     ) -> Result<v1::StorageUsageResponse> {
         let content = self.fresh();
-        let own = content.entries.iter();
-        let own = own.filter(|((namespace, _), _)| *namespace == request.namespace);
+        let name = request.namespace;
+        let owner = name.split('.').next().unwrap_or_default();
         let mut usage = v1::StorageNamespaceUsage {
-            namespace: request.namespace.clone(),
             max_keys: 100_000,
             max_bytes: 64 << 20,
             ..Default::default()
         };
-        for ((_, key), entry) in own {
-            usage.keys += 1;
-            usage.bytes += (request.namespace.len() + key.len() + entry.value.len() + 64) as u64;
+        let mut owned = v1::StorageOwnerUsage {
+            name: owner.to_owned(),
+            max_keys: usage.max_keys,
+            max_bytes: usage.max_bytes,
+            ..Default::default()
+        };
+        let mut namespaces = std::collections::BTreeSet::new();
+        for ((namespace, key), entry) in &content.entries {
+            if namespace.split('.').next() != Some(owner) {
+                continue;
+            }
+            let bytes = (namespace.len() + key.len() + entry.value.len() + 64) as u64;
+            namespaces.insert(namespace);
+            owned.keys += 1;
+            owned.bytes += bytes;
+            if *namespace == name {
+                usage.keys += 1;
+                usage.bytes += bytes;
+            }
         }
+        owned.namespaces = namespaces.len() as u64;
+        (usage.namespace, usage.owner) = (name, Some(owned));
         Ok(v1::StorageUsageResponse { usage: Some(usage) })
     }
 
