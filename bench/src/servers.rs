@@ -57,6 +57,7 @@ publishes_per_second = 0
 publish_bytes_per_second = 0
 calls_per_second = 0
 storage_writes_per_second = 0
+storage_write_bytes_per_second = 0
 storage_reads_per_second = 0
 state_writes_per_second = 0
 subscriptions = 0

@@ -8,7 +8,7 @@ use core_server::config::{self, Config, Flags};
 use core_server::error::chain;
 use core_server::home::{self, Places, Restored};
 use core_server::security::audit;
-use core_server::storage::offline;
+use core_server::storage::{OpenError, offline};
 
 use crate::cli::{ExitCode, tell};
 
@@ -137,6 +137,8 @@ fn restore_home(
         tell(&chain(&error));
         ExitCode::Internal
     };
+    // Of two at once one would be forgotten.
+    finish_restore(flags, cwd)?;
     let report = home::inspect(backup).map_err(failed)?;
     let places = match report.configuration {
         Some(text) if !keep_configuration => {
@@ -163,7 +165,22 @@ fn restore_home(
     };
     let data_dir = &places.data_dir;
     note_restore(backup, data_dir);
-    let restored = home::restore(backup, &places, SystemTime::now()).map_err(failed)?;
+    let restored = home::restore(backup, &places, SystemTime::now()).map_err(|error| {
+        // Where it cannot go is often a place of the machine that it was made on.
+        let is_a_place = matches!(
+            &error,
+            home::Error::File { .. } | home::Error::Database(OpenError::Io { .. })
+        );
+        let code = failed(error);
+        if is_a_place && places.configuration.is_some() {
+            tell(&format!(
+                "the configuration in the backup puts its home in {}; --keep-configuration leaves core.toml as \
+                 it is, and restores all else where that says",
+                places.data_dir.display()
+            ));
+        }
+        code
+    })?;
     say(&told(&backup.display().to_string(), &places, &restored));
     Ok(ExitCode::Clean)
 }
@@ -171,24 +188,31 @@ fn restore_home(
 /// Goes on with the restore of a home that was interrupted, if there is one.
 pub(crate) fn finish_restore(flags: &Flags, cwd: &Path) -> Result<(), ExitCode> {
     // What is wrong with the configuration is told by who loads all of it.
-    let Ok(config) = config::load_core(flags, config::process_environment(), cwd) else {
+    let in_force = || config::load_core(flags, config::process_environment(), cwd).ok();
+    let failed = |error: home::Error| {
+        tell(&format!("an interrupted restore: {}", chain(&error)));
+        ExitCode::Internal
+    };
+    let done = |restored: &Restored| {
+        if let Some(config) = in_force() {
+            let places = Places::of(&config);
+            tell(&told("an interrupted restore", &places, restored));
+        }
+    };
+    // First the one that may bring another configuration, and with it another data directory.
+    let data_dir = in_force().map(|config| config.data_dir);
+    let path = config::core_file_path(flags, cwd);
+    let marked = home::finish_marked(&path, data_dir.as_deref()).map_err(failed)?;
+    if let Some((_, restored)) = &marked {
+        done(restored);
+    }
+    let Some(config) = in_force() else {
         return Ok(());
     };
-    match home::finish(&config.data_dir) {
-        Ok(None) => Ok(()),
-        Ok(Some(restored)) => {
-            tell(&told(
-                "an interrupted restore",
-                &Places::of(&config),
-                &restored,
-            ));
-            Ok(())
-        }
-        Err(error) => {
-            tell(&format!("an interrupted restore: {}", chain(&error)));
-            Err(ExitCode::Internal)
-        }
+    if let Some(restored) = home::finish(&config.data_dir).map_err(failed)? {
+        done(&restored);
     }
+    Ok(())
 }
 
 fn told(what: &str, places: &Places, restored: &Restored) -> String {

@@ -154,12 +154,19 @@ impl Cli {
         let loaded = self.load(cwd)?;
         items.extend(init::init(&loaded.config, &plugins, tokens).map_err(failed)?);
         let mut text = String::new();
+        for warning in items.iter().filter_map(|item| item.warning.as_ref()) {
+            tell(&format!("warning: {warning}"));
+        }
         for item in &items {
             let path = item.path.display().to_string();
             let made = item.made == Made::Now;
             match form {
                 InitForm::Json => {
-                    let line = serde_json::json!({ "what": item.what, "path": path, "made": made });
+                    let mut line =
+                        serde_json::json!({ "what": item.what, "path": path, "made": made });
+                    if let Some(warning) = &item.warning {
+                        line["warning"] = warning.as_str().into();
+                    }
                     text.push_str(&format!("{line}\n"));
                 }
                 InitForm::Text => {

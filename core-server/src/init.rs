@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use crate::RuntimeError;
 use crate::config::Config;
 use crate::files::{DirectoryLock, Outlives, write_atomically};
+use crate::plugin_manager::Kind;
 use crate::runtime::make_certificates;
-use crate::security::Credentials;
 use crate::security::access::{self, Access};
 use crate::security::authority::Made;
+use crate::security::{Credentials, Token};
 use crate::types::PluginName;
 
 /// Why nothing more was made. What was made before stands.
@@ -22,6 +23,14 @@ pub enum Error {
     #[error("cannot make {}", path.display())]
     File {
         /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is kept of credentials is no good.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// Which file.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -52,6 +61,8 @@ pub struct Item {
     pub path: PathBuf,
     /// Made now, or there before.
     pub made: Made,
+    /// What is wrong with one that was there, and what to do.
+    pub warning: Option<String>,
 }
 
 /// Writes a commented configuration where there is none. `names`: by which other machines reach this one.
@@ -79,6 +90,7 @@ pub fn configuration(path: &Path, names: &[String]) -> Result<Item, Error> {
         what: "configuration",
         path: path.to_owned(),
         made,
+        warning: None,
     })
 }
 
@@ -105,7 +117,8 @@ pub enum Tokens<'a> {
 }
 
 /// Makes the directories, the certificates, a token for operators and one for each of `plugins`, each in
-/// a file that only this user can read.
+/// a file that only this user can read. A token that is there and opens nothing is told in [`Item::warning`]: it
+/// is nobody else's business to replace one, and no reason to keep the core from starting.
 ///
 /// # Errors
 /// [`Error`].
@@ -144,6 +157,7 @@ pub fn init(
             what,
             path: security.join(name),
             made,
+            warning: None,
         });
     }
     let operator = (None, "operator_token", security.join("operator.token"));
@@ -162,7 +176,13 @@ pub fn init(
     } else {
         Some(open(config, &security, lock)?)
     };
+    let known = match &access {
+        Some((access, _)) => access.clone(),
+        // Written as a whole each time, so it may be read while a core has it.
+        None => read_credentials(&security)?,
+    };
     for (plugin, what, path) in wanted {
+        let mut warning = None;
         let made = match &access {
             Some((access, _)) if !path.exists() => {
                 let (record, token) = access.create_token(plugin.as_ref(), "init", None)?;
@@ -175,9 +195,17 @@ pub fn init(
                 }
                 Made::Now
             }
-            _ => Made::Before,
+            _ => {
+                warning = doubt(config, &known, plugin.as_ref(), &path);
+                Made::Before
+            }
         };
-        items.push(Item { what, path, made });
+        items.push(Item {
+            what,
+            path,
+            made,
+            warning,
+        });
     }
     for directory in plugins.iter().filter_map(handed_out) {
         items.push(hand_out_ca(
@@ -186,6 +214,46 @@ pub fn init(
         )?);
     }
     Ok(items)
+}
+
+/// Why what is in the place of a token lets nobody in, and what to do.
+fn doubt(
+    config: &Config,
+    known: &Access,
+    plugin: Option<&PluginName>,
+    path: &Path,
+) -> Option<String> {
+    let whose = plugin.map_or_else(
+        || "an operator".to_owned(),
+        |name| format!("plugin \"{name}\""),
+    );
+    let why = match fs::read_to_string(path) {
+        Err(error) => format!("cannot be read ({error})"),
+        Ok(text) => match Token::from_text(&text) {
+            None => "holds no token".to_owned(),
+            Some(token) if known.is_token_of(plugin, &token) => return None,
+            Some(token) if plugin.is_some_and(|name| is_configured(config, name, &token)) => {
+                return None;
+            }
+            Some(_) => format!(
+                "holds no token that this core knows as one of {whose}: it was revoked, has expired, or is another \
+                 home's"
+            ),
+        },
+    };
+    Some(format!(
+        "{} {why}; to have another made, remove it and run init again",
+        path.display()
+    ))
+}
+
+/// Whether the configuration itself gives a plugin this token.
+fn is_configured(config: &Config, name: &PluginName, token: &Token) -> bool {
+    let mut manifests = config.plugins.iter();
+    manifests.any(|one| {
+        one.name == *name
+            && matches!(&one.kind, Kind::Remote { token: Some(given) } if given == token)
+    })
 }
 
 fn make_directory(path: PathBuf) -> Result<Item, Error> {
@@ -201,6 +269,7 @@ fn make_directory(path: PathBuf) -> Result<Item, Error> {
             what: "directory",
             path,
             made,
+            warning: None,
         }),
         Err(source) => Err(Error::File { path, source }),
     }
@@ -224,6 +293,7 @@ fn hand_out_ca(ca: &Path, path: PathBuf) -> Result<Item, Error> {
         what: "plugin_ca",
         path,
         made,
+        warning: None,
     })
 }
 
@@ -245,12 +315,15 @@ fn open(
         path: security.to_owned(),
         source,
     })?;
+    Ok((read_credentials(security)?, lock))
+}
+
+fn read_credentials(security: &Path) -> Result<Access, Error> {
     let access = Access::open(security, Credentials::default(), None);
-    let access = access.map_err(|source| Error::File {
+    access.map_err(|source| Error::Unreadable {
         path: security.join("credentials.json"),
         source,
-    })?;
-    Ok((access, lock))
+    })
 }
 
 #[cfg(test)]
@@ -308,6 +381,58 @@ mod tests {
         assert_eq!(renewed, [out.join("shed/ca.pem")]);
         assert_eq!(read("out/shed/ca.pem"), read("data/security/ca.pem"));
         assert_eq!(read("out/shed/token"), shed);
+    }
+
+    #[test]
+    fn a_token_that_is_there_and_opens_nothing_is_told_with_what_to_do() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = Config::for_tests(home.path());
+        let plugins = ["shed", "attic"].map(|name| PluginName::parse(name).expect("good name"));
+        init(&config, &plugins, Tokens::Kept).expect("made");
+        let security = config.data_dir.join("security");
+        let path = |name: &str| security.join(format!("{name}.token"));
+        let doubts = |config: &Config| {
+            let items = init(config, &plugins, Tokens::Kept).expect("there");
+            let told = items.into_iter().filter_map(|item| item.warning);
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(doubts(&config), [""; 0], "all are good");
+        // A core that runs keeps nobody from looking.
+        let core = DirectoryLock::take(&config.data_dir).expect("free");
+        assert_eq!(doubts(&config), [""; 0]);
+        drop(core);
+
+        // Of another plugin, of nobody, no token at all, revoked.
+        let attic = fs::read_to_string(path("attic")).expect("there");
+        for (name, content) in [
+            ("shed", attic.as_str()),
+            ("shed", "0123456789abcdef0123456789abcdef"),
+            ("shed", "short"),
+            ("operator", attic.as_str()),
+        ] {
+            let good = fs::read_to_string(path(name)).expect("there");
+            fs::write(path(name), content).expect("written");
+            let told = doubts(&config);
+            let named = path(name).display().to_string();
+            assert!(told.len() == 1 && told[0].contains(&named), "{told:?}");
+            assert!(told[0].contains("remove it and run init"), "{told:?}");
+            assert!(!told[0].contains(content.trim()), "no secret: {told:?}");
+            fs::write(path(name), good).expect("written");
+        }
+        let access = read_credentials(&security).expect("there");
+        let of_shed = access::Which::OfPlugin(plugins[0].clone());
+        access.revoke(&of_shed).expect("revoked");
+        let told = doubts(&config);
+        assert!(told.len() == 1 && told[0].contains("\"shed\""), "{told:?}");
+
+        // The configuration may give a plugin the same file.
+        let token = Token::from_text(&fs::read_to_string(path("shed")).expect("there"));
+        let manifest =
+            crate::plugin_manager::Manifest::new(plugins[0].clone(), Kind::Remote { token });
+        config.plugins.push(manifest);
+        assert_eq!(doubts(&config), [""; 0]);
+        fs::remove_file(path("shed")).expect("there");
+        assert_eq!(doubts(&config), [""; 0], "made anew");
     }
 
     #[test]

@@ -46,6 +46,7 @@
 //! `ARCHITECTURE.md` in the root of the repository shows how a call, an event, a write and a plugin's
 //! life travel through these modules, and where to add what.
 
+mod budgets;
 pub mod channel;
 pub mod config;
 pub mod error;

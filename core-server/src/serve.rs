@@ -81,7 +81,7 @@ pub(crate) async fn run(
         // Several signals that come while one is heeded count as one: each reads everything.
         while hangup.recv().await.is_some() {
             systemd.reloading();
-            match runtime.load_and_reload().await {
+            match runtime.load_and_reload("SIGHUP").await {
                 Ok(_) => systemd.ready(),
                 Err(error) => {
                     let why = chain(&error);
@@ -142,6 +142,8 @@ fn exit_code(error: &RuntimeError) -> ExitCode {
         | RuntimeError::Grants { .. } => ExitCode::BadConfiguration,
         RuntimeError::Storage(_)
         | RuntimeError::DataDirectory { .. }
+        | RuntimeError::RestoreUnfinished { .. }
+        | RuntimeError::Home(_)
         | RuntimeError::Listen(_)
         | RuntimeError::Threads(_) => ExitCode::Internal,
     }

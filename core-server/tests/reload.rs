@@ -165,3 +165,60 @@ async fn exit_78_waits_for_another_configuration_and_a_reload_brings_it() {
     core.signal(Signal::TERM);
     assert_eq!(core.end().code, Some(CLEAN));
 }
+
+#[tokio::test]
+async fn the_audit_log_tells_what_a_reload_has_changed_by_name_and_who_asked() {
+    let mut core = Core::new().env("RUNTIME_SHUTDOWN_TIMEOUT", "3");
+    sleeper(&core, "lamp", 1_000);
+    let mut operator = Operator::boot(&mut core).await;
+    operator.until(|plugins| pid(plugins, "lamp") != 0).await;
+    let secret = "hunter2-and-more-of-it";
+    let told =
+        || std::fs::read_to_string(core.path("data/security/audit.jsonl")).unwrap_or_default();
+    let until = async |parts: &[&str]| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let all = told();
+            let is_it = |line: &str| parts.iter().all(|part| line.contains(part));
+            if all.lines().any(is_it) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {parts:?} in {all}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    // By a signal.
+    let changed = format!(
+        "[listen]\ntcp = [\"127.0.0.1:0\"]\n[quotas]\ncalls_per_second = 77\n\
+         [plugins.lamp.config]\npassword = \"{secret}\"\n"
+    );
+    core.write("core.toml", &changed);
+    sleeper(&core, "fan", 1_000);
+    core.signal(Signal::HUP);
+    let names = [
+        "quotas.calls_per_second",
+        "plugins.lamp.config.password",
+        "plugins.fan (added)",
+        "listen.tcp (at the next start)",
+    ];
+    let who = ["\"action\":\"reload\"", "\"operator\":\"SIGHUP\""];
+    until(&[&who[..], &names, &["allowed"]].concat()).await;
+    // Refused: by its place, never by what stands there.
+    core.write("core.toml", &format!("{secret} = 5\n"));
+    core.signal(Signal::HUP);
+    until(&[&who[..], &["denied", "CONFIG_REFUSED", "core.toml:1:1"]].concat()).await;
+    // By a request, whose name it bears.
+    core.write("core.toml", "");
+    operator.reload().await.expect("good again");
+    let own = format!("uid {}", rustix::process::geteuid().as_raw());
+    until(&[
+        "\"action\":\"reload\"",
+        &own,
+        "\"request\":\"r",
+        "quotas.calls_per_second",
+    ])
+    .await;
+    assert!(!told().contains(secret), "{}", told());
+    core.signal(Signal::TERM);
+    assert_eq!(core.end().code, Some(CLEAN));
+}

@@ -224,10 +224,23 @@ async fn revoke(
         })
         .await?;
     match output.form() {
-        Form::Json => output.json(&serde_json::json!({ "revoked": revoked.revoked })),
-        Form::Quiet => Ok(()),
-        Form::Table => output.line(&format!("revoked: {}", revoked.revoked)),
+        Form::Json => {
+            return output.json(&serde_json::json!({
+                "revoked": revoked.revoked,
+                "configured_token_remains": revoked.configured_token_remains,
+            }));
+        }
+        Form::Quiet => {}
+        Form::Table => output.line(&format!("revoked: {}", revoked.revoked))?,
     }
+    if revoked.configured_token_remains {
+        output.flush()?;
+        note(&format!(
+            "the token that the configuration gives \"{subject}\" is good still: take token_file or token_env out of \
+             [plugins.{subject}] in core.toml, and run corectl reload"
+        ));
+    }
+    Ok(())
 }
 
 /// `corectl plugins invite NAME`.
@@ -258,8 +271,9 @@ pub(crate) async fn invite(
     output.line(&invited.join)?;
     output.flush()?;
     note(&format!(
-        "good once, for {}; on the other machine: corectl join STRING --out DIR, or start the plugin \
-         with CORE_JOIN=STRING and CORE_CREDENTIALS_DIR=DIR",
+        "good once, for {}; on the other machine: corectl join - --out DIR, which reads it from standard input \
+         (as an argument other users there can see it), or start the plugin with CORE_JOIN=STRING and \
+         CORE_CREDENTIALS_DIR=DIR",
         humantime::format_duration(valid_for.unwrap_or(Duration::from_secs(600)))
     ));
     Ok(())

@@ -111,6 +111,8 @@ pub(crate) enum Command {
     /// and core.json.
     Join {
         /// What `corectl plugins invite` printed on the core's machine, or - for standard input.
+        ///
+        /// An argument can be seen by other users of this machine while the command runs: there, use -.
         #[arg(value_name = "STRING", required_unless_present = "renew")]
         string: Option<String>,
         /// Where to put certificate and key.

@@ -195,6 +195,103 @@ async fn a_core_finishes_a_restore_that_was_interrupted() {
     core.kill().await;
 }
 
+/// As above, but the home goes to another data directory than the next core would look into.
+#[tokio::test]
+async fn a_core_finishes_a_restore_into_another_data_directory_and_says_so_in_the_audit_log() {
+    let configuration = "data_dir = \"elsewhere\"\n[listen]\nruntime_dir = \"data/run\"\n";
+    let mut old = CoreProcess::new(CORE, configuration);
+    let operator = old.start().await;
+    operator.store("notes", "a", "1").await.expect("written");
+    let made = corectl(&old, &["backup", "house.tar"]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    old.kill().await;
+
+    let mut new = CoreProcess::new(CORE, "");
+    let directory = new.directory().to_owned();
+    let archive = old.directory().join("house.tar").display().to_string();
+    let in_the_way = directory.join("elsewhere/runtime.db.restoring");
+    fs::create_dir_all(in_the_way.join("full")).expect("made");
+    let only_ours = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(directory.join("elsewhere"), only_ours).expect("ours");
+    let broken_off = finished(CORE, &["restore", &archive], &directory).await;
+    assert_eq!(broken_off.code, Some(70), "{broken_off:?}");
+    assert!(
+        broken_off.stderr.contains("--keep-configuration"),
+        "{broken_off:?}"
+    );
+    assert!(directory.join("elsewhere/restoring").exists());
+    // The configuration as it was before the power went.
+    fs::write(directory.join("core.toml"), "").expect("written");
+    // Its disk is not there yet.
+    fs::rename(directory.join("elsewhere"), directory.join("away")).expect("there");
+    let refused = finished(CORE, &[], &directory).await;
+    assert_eq!(refused.code, Some(70), "{refused:?}");
+    let elsewhere = directory.join("elsewhere").display().to_string();
+    assert!(refused.stderr.contains(&elsewhere), "{refused:?}");
+    assert!(!directory.join("data").exists(), "nothing was begun");
+    fs::rename(directory.join("away"), directory.join("elsewhere")).expect("mounted");
+    fs::remove_dir_all(&in_the_way).expect("made room");
+
+    let operator = new.start().await;
+    let stored = operator.stored("notes", "a").await.expect("read");
+    assert_eq!(stored.as_deref(), Some("1"), "{}", new.log());
+    let audit = fs::read_to_string(directory.join("elsewhere/security/audit.jsonl"));
+    let audit = audit.expect("there");
+    let line = audit.lines().find(|line| line.contains("\"restored\""));
+    let line: serde_json::Value = serde_json::from_str(line.expect(&audit)).expect("JSON");
+    let resource = line["resource"].as_str().expect("text");
+    assert!(resource.contains(&archive), "{line}");
+    let own = rustix::process::geteuid().as_raw();
+    assert_eq!(line["operator"], format!("restore by uid {own}"), "{line}");
+    new.kill().await;
+}
+
+#[tokio::test]
+async fn a_home_that_root_restores_is_its_services() {
+    const SERVICE: u32 = 64_322;
+    let reachable = Path::new(CORE).ancestors().skip(1).all(|directory| {
+        let mode = fs::metadata(directory).map(|metadata| metadata.permissions().mode());
+        mode.is_ok_and(|mode| mode & 0o001 != 0)
+    });
+    if !(rustix::process::geteuid().is_root() && reachable) {
+        eprintln!(
+            "SKIPPED: root restores for another user, who must reach the programs of these tests"
+        );
+        return;
+    }
+    let mut core = CoreProcess::new(CORE, "operators = [0]\n").user(SERVICE);
+    let operator = core.start().await;
+    operator.store("notes", "a", "1").await.expect("written");
+    let made = corectl(&core, &["backup", "house.tar"]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    core.kill().await;
+    let directory = core.directory().to_owned();
+    fs::remove_dir_all(directory.join("data")).expect("burnt down");
+    let restored = finished(CORE, &["restore", "house.tar"], &directory).await;
+    assert_eq!(restored.code, Some(0), "{restored:?}");
+    let operator = core.start().await;
+    let stored = operator.stored("notes", "a").await.expect("read");
+    assert_eq!(stored.as_deref(), Some("1"));
+    operator.store("notes", "a", "2").await.expect("writable");
+    core.kill().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_in_a_backup_refuses_it_by_name() {
+    let mut core = CoreProcess::new(CORE, CONFIGURATION);
+    core.start().await;
+    let link = core.directory().join("data/security/elsewhere.key");
+    std::os::unix::fs::symlink("/etc/hostname", &link).expect("linked");
+    let refused = corectl(&core, &["backup", "house.tar"]).await;
+    assert_eq!(refused.code, Some(8), "{refused:?}");
+    let link = link.file_name().and_then(|name| name.to_str());
+    for part in [link.expect("text"), "symbolic link", "put the file itself"] {
+        assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+    }
+    assert!(!core.directory().join("house.tar").exists());
+    core.kill().await;
+}
+
 #[tokio::test]
 async fn a_plugin_may_back_up_the_store_and_never_the_keys() {
     let mut keeper = Declared::remote("keeper");

@@ -178,3 +178,28 @@ async fn what_cannot_be_run_is_told_at_once_and_leaves_no_token() {
     );
     core.shutdown().await;
 }
+
+#[tokio::test]
+async fn what_writes_its_own_sources_is_ended_with_advice_and_waits_for_its_author() {
+    let core = TestCore::start().await;
+    let sources = core.directory().join("sources");
+    fs::create_dir(&sources).expect("made");
+    let source = sources.join("lamp.py");
+    fs::write(&source, "one").expect("written");
+    let script = "echo begun >> starts; echo again >> sources/notes; exec sleep 600";
+    let mut session = dev(&core, &["--watch", "sources"], &["sh", "-c", script]);
+    let starts = || {
+        let log = fs::read_to_string(core.directory().join("starts"));
+        log.unwrap_or_default().lines().count()
+    };
+    let advice = || said(&core).matches("Name its sources with --watch").count();
+    eventually!(advice() == 1, "{}", said(&core));
+    assert_eq!(starts(), 5, "{}", said(&core));
+    assert!(said(&core).contains("notes changed"), "{}", said(&core));
+    // Its author's change starts it; its own next one ends it again.
+    fs::write(&source, "another").expect("written");
+    eventually!(advice() == 2, "{}", said(&core));
+    assert_eq!(starts(), 6, "{}", said(&core));
+    assert_eq!(interrupt(&mut session).await, Some(130));
+    core.shutdown().await;
+}

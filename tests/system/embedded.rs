@@ -1,6 +1,6 @@
 //! The core inside a program, with plugins in the same process.
 
-use core_tests::{Declared, TestCore, Told, eventually, plugins};
+use core_tests::{Declared, Scratch, TestCore, Told, eventually, plugins};
 use plugin_sdk::prelude::{Ctx, Error, Plugin, Service};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -42,6 +42,39 @@ async fn a_program_calls_and_publishes_without_any_socket() {
     assert!(refused.to_string().contains("example.nothing"), "{refused}");
     runtime.publish("no topic", &1).expect_err("refused");
     core.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_program_does_not_start_its_core_on_half_a_home() {
+    let home = Scratch::new();
+    let data_dir = home.path().join("data");
+    let configuration = home.write("core.toml", "");
+    let place = || {
+        let (data_dir, configuration) = (data_dir.clone(), configuration.clone());
+        TestCore::builder().configure(move |config| {
+            config.data_dir = data_dir;
+            config.file = Some(configuration);
+        })
+    };
+    let refused = async |why: &str| {
+        let error = place().try_start().await.err().expect(why);
+        let text = core_server::error::chain(&error);
+        assert!(text.contains("home::finish"), "{text}");
+        text
+    };
+    home.write("data/restoring/plan.json", "{}");
+    let text = refused("half a home").await;
+    assert!(text.contains(&data_dir.display().to_string()), "{text}");
+    std::fs::remove_dir_all(data_dir.join("restoring")).expect("there");
+    // Its configuration is to be another one, with another directory.
+    let elsewhere = home.write("elsewhere/restoring/plan.json", "{}");
+    let elsewhere = elsewhere.ancestors().nth(2).expect("above").to_owned();
+    let mark = json!({ "data_dir": elsewhere }).to_string();
+    home.write("core.toml.restore", &mark);
+    let text = refused("half a home elsewhere").await;
+    assert!(text.contains(&elsewhere.display().to_string()), "{text}");
+    std::fs::remove_dir_all(elsewhere.join("restoring")).expect("there");
+    place().start().await.shutdown().await;
 }
 
 #[tokio::test]

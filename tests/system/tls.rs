@@ -4,10 +4,14 @@
 use std::time::{Duration, Instant};
 
 use core_proto::v1;
-use core_tests::{Client, Declared, Hello, RawPlugin, TestCore, Told, eventually, within};
+use core_tests::{
+    Client, Declared, Finished, Hello, RawPlugin, TestCore, Told, eventually, finished, within,
+};
 use core_tls::{ClientTls, CredentialsDir, EnrollError, JoinString, NewKey};
 use serde_json::json;
 use tonic::Code;
+
+use super::CORECTL;
 
 async fn core() -> TestCore {
     TestCore::builder().tls().start().await
@@ -111,6 +115,52 @@ async fn a_token_of_an_undeclared_name_makes_a_plugin_with_its_own_area_and_revo
     // Without a credential nobody knows it any more.
     eventually!(plugins(&core).await == 0);
     core.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_run_that_ends_with_its_credential_is_no_crash_and_says_why() {
+    let shed = Declared::remote("shed");
+    let core = TestCore::builder().tls().plugin(shed).start().await;
+    let made = token(&core, "shed").await;
+    let client = stranger(&core).with_token(&made.token);
+    let operator = core.operator();
+    let crashes = operator.subscribe(&["core.plugin.>"]).await;
+    let mut plugin = RawPlugin::open(&client, Hello::ready())
+        .await
+        .expect("admitted");
+    operator.until_phase("shed", "ready").await;
+    let revoked = corectl(&core, &["tokens", "revoke", "--plugin", "shed"]).await;
+    assert_eq!(revoked.code, Some(0), "{revoked:?}");
+    // The configured one is good still, which whoever revokes is told.
+    assert!(revoked.stderr.contains("token_file"), "{revoked:?}");
+    Told::by(&plugin.end().await).is(Code::Unauthenticated, "BAD_CREDENTIAL");
+    let info = operator.until_phase("shed", "connecting").await;
+    assert_eq!(info.reason, "credential", "{info:?}");
+    assert!(info.message.contains("revoked"), "{info:?}");
+    assert!(info.crash_reports.is_empty(), "{info:?}");
+    // Nothing to wait for: with the other token it is let in at once.
+    let again = RawPlugin::open(&core.remote("shed"), Hello::ready()).await;
+    again.expect("admitted");
+    let info = operator.until_phase("shed", "ready").await;
+    assert_eq!((info.generation, info.restarts), (2, 0), "{info:?}");
+    let mut crashes = crashes;
+    loop {
+        let event = crashes.event().await;
+        assert_ne!(event.topic, "core.plugin.crashed", "{event:?}");
+        if event.topic == "core.plugin.unloaded" {
+            break;
+        }
+    }
+    let none = corectl(&core, &["tokens", "revoke", "--plugin", "attic"]).await;
+    assert!(!none.stderr.contains("token_file"), "{none:?}");
+    core.shutdown().await;
+}
+
+async fn corectl(core: &TestCore, arguments: &[&str]) -> Finished {
+    let socket = core.runtime().operator_socket().display().to_string();
+    let address = format!("unix:{socket}");
+    let arguments = [&["--addr", &address], arguments].concat();
+    finished(CORECTL, &arguments, core.directory()).await
 }
 
 #[tokio::test]

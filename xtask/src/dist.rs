@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::workspace::Workspace;
 
 /// Packages that ship, each with a binary of its name.
-const SHIPPED: [&str; 6] = [
+pub(crate) const SHIPPED: [&str; 6] = [
     "core-server",
     "corectl",
     "automation",

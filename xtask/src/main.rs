@@ -5,11 +5,10 @@
 //! |---|---|
 //! | the list of steps of `cargo xtask test` | `suite.rs`; running and summing up: `steps.rs` |
 //! | rules over the tracked files | `rules/` |
-//! | rules over the contract | `proto_lint/` |
 //! | the fault table | `faults.rs`; its rows are `tests/faults/` |
 //! | licences of dependencies | `licences.rs`; bans and sources: `bans.rs`; what is allowed: `deny.toml` |
 //! | the bench; its rows are `bench/` | `bench.rs` |
-//! | the demo and its scripted scene | `demo/` |
+//! | the demo; its program is `demo/` | `demo.rs` |
 //! | what ships | `dist.rs` |
 //! | the units of systemd | `units.rs` |
 
@@ -22,7 +21,6 @@ mod dist;
 mod faults;
 mod fuzz;
 mod licences;
-mod proto_lint;
 mod rules;
 mod steps;
 mod suite;
@@ -74,7 +72,7 @@ fn main() -> ExitCode {
         Task::Faults(options) => faults::run(&workspace, &options).map(exit_code),
         Task::Bench(options) => bench::run(&workspace, &options).map(exit_code),
         Task::Dist => dist::run(&workspace).map(|()| ExitCode::SUCCESS),
-        Task::Demo { exit } => demo::run(&workspace, demo::Mode::from_flag(exit)),
+        Task::Demo { exit } => demo::run(&workspace, exit).map(|never| match never {}),
     });
     match result {
         Ok(code) => code,

@@ -8,11 +8,10 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Result, bail};
 
 use crate::bans;
-use crate::demo::{self, Played};
+use crate::demo;
 use crate::faults;
 use crate::fuzz;
 use crate::licences;
-use crate::proto_lint;
 use crate::rules;
 use crate::steps::{self, Outcome, Step};
 use crate::units;
@@ -40,12 +39,6 @@ const STEPS: &[Step] = &[
         about: "lengths of files, the lock file, host names and paths, links, quoted files",
         needs: &[],
         run: rules::run,
-    },
-    Step {
-        name: "proto",
-        about: "names, numbers and comments of the contract",
-        needs: &[],
-        run: proto_lint::run,
     },
     Step {
         name: "licences",
@@ -117,7 +110,7 @@ const STEPS: &[Step] = &[
         name: "demo",
         about: "cargo demo --exit: one scene with real processes",
         needs: &["build"],
-        run: scene,
+        run: demo::scene,
     },
     Step {
         name: "faults",
@@ -180,17 +173,6 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
 fn has_nextest(workspace: &Workspace) -> bool {
     let mut version = workspace.cargo(["nextest", "--version"]);
     succeeds(version.stdout(Stdio::null()).stderr(Stdio::null()))
-}
-
-fn scene(workspace: &Workspace) -> Result<Outcome> {
-    let built = steps::command(&mut workspace.cargo(BUILD))?;
-    if !matches!(built, Outcome::Passed(_)) {
-        return Ok(built);
-    }
-    Ok(match demo::scene(workspace)? {
-        Played::Passed { remark } => Outcome::Passed(remark),
-        Played::Failed => Outcome::Failed("a check of the scene failed".to_owned()),
-    })
 }
 
 fn compose(workspace: &Workspace) -> Result<Outcome> {

@@ -110,7 +110,20 @@ fn cargo(root: &Path) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root).stdin(Stdio::null());
+    // What cargo told this program of its own package. Build scripts that look at such variables (ring's
+    // does) would run again, and all that depends on them be compiled again, whenever somebody changes
+    // between `cargo xtask` and cargo.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_own_package) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+fn is_of_own_package(variable: &str) -> bool {
+    let prefixes = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+    prefixes.iter().any(|prefix| variable.starts_with(prefix))
 }
 
 fn metadata(root: &Path, extra: &[&str]) -> Result<serde_json::Value> {
@@ -124,4 +137,22 @@ fn metadata(root: &Path, extra: &[&str]) -> Result<serde_json::Value> {
         bail!("cargo metadata failed");
     }
     serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_not_told_of_this_package() {
+        // Test runners say the same of it as `cargo run`.
+        assert!(env::var_os("CARGO_MANIFEST_DIR").is_some());
+        let command = cargo(Path::new("."));
+        let removed = |name: &str| {
+            let mut changed = command.get_envs();
+            changed.any(|(variable, value)| variable == name && value.is_none())
+        };
+        assert!(removed("CARGO_MANIFEST_DIR") && removed("CARGO_PKG_NAME"));
+        assert!(!removed("PATH"));
+    }
 }

@@ -237,6 +237,12 @@ limits! {
     /// All values of the state together.
     state_bytes: bytes = 256 * MIB, within MIB, 65_536 * MIB,
         at "RESOURCE_EXHAUSTED STATE_FULL";
+    /// Keys of the state below one first name, as those of a plugin are; the core's own are not bounded.
+    state_owner_keys: keys = 25_000, within 1, 10_000_000,
+        at "RESOURCE_EXHAUSTED STATE_FULL";
+    /// All values of the state below one first name.
+    state_owner_bytes: bytes = 64 * MIB, within MIB, 65_536 * MIB,
+        at "RESOURCE_EXHAUSTED STATE_FULL";
     /// A key of the state is kept so long after the end of the run that it belongs to.
     state_stale_ttl: time = seconds(600), within millis(1), seconds(86_400),
         at "the key is removed";

@@ -142,7 +142,8 @@ pub enum Durability {
     /// A power cut.
     #[default]
     Full,
-    /// The end of the core; a power cut may take the last minutes' writes, never a part of one.
+    /// The end of the core; a power cut may take back the writes since the last checkpoint, which can be hours, never
+    /// a part of one.
     Normal,
 }
 

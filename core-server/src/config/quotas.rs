@@ -76,11 +76,13 @@ quotas! {
     PublishBytesPerSecond = "publish_bytes_per_second": bytes 8 << 20, "bytes per second";
     /// Calls that it makes in a second.
     CallsPerSecond = "calls_per_second": count 2_000, "calls per second";
-    /// Keys of Storage that it writes or deletes in a second, each of an `Apply` for itself.
+    /// Keys of Storage that it writes or deletes in a second, each key and each check of an `Apply` for itself.
     StorageWritesPerSecond = "storage_writes_per_second": count 500, "writes per second";
-    /// Keys of Storage that it reads in a second; a page of a listing counts one for each hundred entries asked for.
+    /// Bytes of values that it writes to Storage in a second.
+    StorageWriteBytesPerSecond = "storage_write_bytes_per_second": bytes 4 << 20, "bytes per second";
+    /// Keys of Storage that it reads in a second; of a page, and of what a watch begins with, each hundred entries count one.
     StorageReadsPerSecond = "storage_reads_per_second": count 5_000, "reads per second";
-    /// Keys of the state that it writes or deletes in a second.
+    /// Keys of the state that it writes or deletes in a second, and services that it registers or takes back.
     StateWritesPerSecond = "state_writes_per_second": count 2_000, "writes per second";
     /// Subscriptions that it has at once.
     Subscriptions = "subscriptions": count 64, "subscriptions";

@@ -108,7 +108,7 @@ const STORAGE: &[Field] = &[
     Field::new(
         "durability",
         Shape::Choice(&["full", "normal"]),
-        "\"full\": what was acknowledged survives a power cut. \"normal\": it may take the last minutes'.",
+        "\"full\": what was acknowledged survives a power cut. \"normal\": it may take back what was written since the last checkpoint, which can be hours.",
     )
     .preset(|| text("full")),
 ];
@@ -117,7 +117,7 @@ const SECURITY: &[Field] = &[
     Field::new(
         "policy",
         Shape::Choice(&["as_asked", "review"]),
-        "\"as_asked\": what a manifest asks for is granted. \"review\": only what [plugins.NAME.grants] says.",
+        "\"as_asked\": what a manifest asks for is granted. \"review\": only what [plugins.NAME.grants] and `corectl plugins grant` say.",
     )
     .preset(|| text("as_asked")),
     Field::new(

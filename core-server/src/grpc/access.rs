@@ -208,11 +208,16 @@ impl access_server::Access for Api {
             self.audit
                 .note_allowed(&caller, "Access/RevokeCredential", &whose, &what);
             let access = self.access.clone();
+            let configured_token_remains = match &which {
+                Which::OfPlugin(plugin) => access.has_configured_token(plugin),
+                Which::Ids(_) => false,
+            };
             let revoked = blocking(move || access.revoke(&which)).await;
             // Whoever has no credential any more is not known any more, on the disk or not.
             (self.make_known)().await?;
             Ok(v1::AccessRevokeCredentialResponse {
                 revoked: u32::try_from(revoked?).unwrap_or(u32::MAX),
+                configured_token_remains,
             })
         })
         .await

@@ -54,7 +54,7 @@ use crate::event_bus::EventBus;
 use crate::home;
 use crate::plugin_manager::{PluginInfo, PluginManager, Reloaded};
 use crate::routing::Router;
-use crate::security::{Access, Audit, Caller, Denied, Gatekeeper};
+use crate::security::{Access, Audit, Caller, Denied, Gatekeeper, audit};
 use crate::service_registry::ServiceRegistry;
 use crate::state_engine::StateEngine;
 use crate::storage::Storage;
@@ -86,9 +86,10 @@ pub(crate) struct Kernel {
     pub(crate) log: Option<logging::Control>,
 }
 
-/// Reads the configuration again and applies it. The runtime knows how.
+/// Reads the configuration again and applies it. The runtime knows how, and notes what has changed in a record
+/// like this one, which says who asks.
 pub(crate) type Reload =
-    Arc<dyn Fn() -> BoxFuture<'static, Result<Reloaded, Failure>> + Send + Sync>;
+    Arc<dyn Fn(audit::Record) -> BoxFuture<'static, Result<Reloaded, Failure>> + Send + Sync>;
 
 /// Puts another version in a plugin's place: its name, an absolute path, by when to answer.
 pub(crate) type Upgrade = Arc<

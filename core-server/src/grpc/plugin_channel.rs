@@ -250,8 +250,8 @@ impl Reader {
                 () = revoked.cancelled() => {
                     outbox.abort(Closed::Revoked);
                     // It cannot come back, so nothing waits for it.
-                    let reason = "its credential was revoked".to_owned();
-                    self.api.manager.bye(&self.run, self.channel, reason);
+                    let why = "its credential was revoked, or has expired".to_owned();
+                    self.api.manager.credential_over(&self.run, self.channel, why);
                     break;
                 }
                 Some((request_id, result)) = pending.next() => {

@@ -16,6 +16,7 @@ use crate::channel::Run;
 use crate::config::Manage;
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::plugin_manager::{Error, PluginInfo, PluginKind, PluginManager, WatchItem};
+use crate::security::audit::Record;
 use crate::security::{self, Audit, Caller, Gatekeeper, NotGranted, Read};
 use crate::supervisor::output::{Level, LogQuery, Verbosity};
 use crate::task::TaskScope;
@@ -300,7 +301,8 @@ impl plugin_manager_server::PluginManager for Api {
         // Whoever asks may go away: what was begun goes on in the worker.
         let work = async |caller: Caller, _| {
             self.note(&caller, "PluginManager/Reload", "", "");
-            Ok(plugins::reloaded((self.reload)().await?))
+            let asked = Record::of(&caller, "reload", "", "");
+            Ok(plugins::reloaded((self.reload)(asked).await?))
         };
         super::unary(request, work).await
     }

@@ -18,6 +18,9 @@ use crate::service_registry::{ServiceRegistry, WatchItem};
 use crate::task::TaskScope;
 use crate::types::{Pattern, Payload, ServiceName};
 
+/// What registering a service and taking it back costs, each: like a key of the state it is told to whoever watches.
+const COST: [(Quota, u64); 1] = [(Quota::StateWritesPerSecond, 1)];
+
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) registry: ServiceRegistry,
@@ -34,6 +37,7 @@ impl Api {
         caller: &Caller,
         request: v1::ServiceRegistryRegisterRequest,
     ) -> Result<v1::ServiceRegistryRegisterResponse, Failure> {
+        caller.meter.charge(&COST)?;
         let service = request
             .service
             .ok_or(BadField::Missing { field: "service" })?;
@@ -56,6 +60,7 @@ impl Api {
         caller: &Caller,
         request: &v1::ServiceRegistryUnregisterRequest,
     ) -> Result<v1::ServiceRegistryUnregisterResponse, Failure> {
+        caller.meter.charge(&COST)?;
         let existed = self
             .registry
             .unregister(run_of(caller)?.id(), &request.name);

@@ -205,7 +205,8 @@ impl state_engine_server::StateEngine for Api {
         let (watch, place) = open(request.into_inner()).map_err(status::from_failure)?;
         let items = watch.map(move |item| {
             let _held = &place;
-            Ok(match item {
+            let item = item.map_err(Failure::from);
+            item.map(|item| match item {
                 WatchItem::Changes(changes) => v1::StateEngineWatchResponse {
                     changes: changes.iter().map(state::change).collect(),
                     ..v1::StateEngineWatchResponse::default()

@@ -15,8 +15,8 @@ use crate::config::Quota;
 use crate::error::Failure;
 use crate::security::{Action, Caller, Gatekeeper, Read};
 use crate::storage::{
-    Apply, Check, Direction, Key, MAX_GET_KEYS, MAX_OPS, MAX_PAGE_SIZE, Namespace, Op, Query,
-    Storage, WatchRequest,
+    Apply, Change, Check, Direction, Key, MAX_GET_KEYS, MAX_OPS, MAX_PAGE_SIZE, Namespace, Op,
+    Query, Storage, WatchItem, WatchRequest, What,
 };
 use crate::task::TaskScope;
 use crate::types::Revision;
@@ -50,18 +50,19 @@ impl Api {
         Ok(namespace)
     }
 
-    /// As it is asked for `writes` keys, and for events with them.
+    /// As it is asked for `writes` keys and so many bytes of values, and for events with them.
     fn writable(
         &self,
         caller: &Caller,
         namespace: &str,
-        writes: usize,
+        (writes, value_bytes): (usize, usize),
         events: &[v1::NewEvent],
     ) -> Result<Namespace, Failure> {
         let bytes = events.iter().map(|event| event.data.len()).sum();
         let [events, bytes] = event_bus::cost_of(events.len(), bytes);
         let writes = (Quota::StorageWritesPerSecond, writes as u64);
-        caller.meter.charge(&[writes, events, bytes])?;
+        let values = (Quota::StorageWriteBytesPerSecond, value_bytes as u64);
+        caller.meter.charge(&[writes, values, events, bytes])?;
         let namespace = Namespace::parse(namespace)?;
         self.gatekeeper
             .authorize(caller, Action::WriteStorage(namespace.as_str()))?;
@@ -108,7 +109,8 @@ impl Api {
         caller: &Caller,
         request: v1::StorageSetRequest,
     ) -> Result<v1::StorageSetResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
+        let cost = (1, request.value.len());
+        let namespace = self.writable(caller, &request.namespace, cost, &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let written = self
@@ -133,7 +135,7 @@ impl Api {
         caller: &Caller,
         request: v1::StorageDeleteRequest,
     ) -> Result<v1::StorageDeleteResponse, Failure> {
-        let namespace = self.writable(caller, &request.namespace, 1, &[])?;
+        let namespace = self.writable(caller, &request.namespace, (1, 0), &[])?;
         let key = Key::parse(&request.key)?;
         let if_revision = request.if_revision.map(Revision);
         let deleted = self
@@ -151,9 +153,10 @@ impl Api {
         caller: &Caller,
         request: v1::StorageApplyRequest,
     ) -> Result<v1::StorageApplyResponse, Failure> {
-        // Checks alone take their turn among the writes too.
-        let writes = request.ops.len().clamp(1, MAX_OPS);
-        let namespace = self.writable(caller, &request.namespace, writes, &request.events)?;
+        // Each check is looked at by the writer, as each write is.
+        let keys = request.ops.len().clamp(1, MAX_OPS) + request.checks.len().min(MAX_OPS);
+        let cost = (keys, request.ops.iter().map(value_bytes).sum());
+        let namespace = self.writable(caller, &request.namespace, cost, &request.events)?;
         let checks = request.checks.into_iter().map(|check| {
             Ok(Check {
                 key: Key::parse(&check.key)?,
@@ -275,11 +278,37 @@ impl Api {
     }
 }
 
-/// What a page of this size costs: reading entries in a row is so much cheaper than one by one.
+/// What a page of this size costs.
 fn reads_of(page_size: u32) -> u64 {
+    reads_of_entries(u64::from(page_size).min(MAX_PAGE_SIZE as u64)).max(1)
+}
+
+/// Reading entries in a row is so much cheaper than one by one.
+fn reads_of_entries(entries: u64) -> u64 {
     const ENTRIES_OF_ONE: u64 = 100;
-    let entries = u64::from(page_size).min(MAX_PAGE_SIZE as u64);
-    entries.div_ceil(ENTRIES_OF_ONE).max(1)
+    entries.div_ceil(ENTRIES_OF_ONE)
+}
+
+/// What is there when a watch begins costs as much as in pages that are asked for. Nobody asks for these: each
+/// is told as soon as it is paid for.
+async fn pay(caller: &Caller, item: &WatchItem) {
+    let WatchItem::Changes(changes, _) = item else {
+        return;
+    };
+    let is_initial = |change: &&Change| matches!(change.what, What::Initial(_));
+    let entries = changes.iter().filter(is_initial).count();
+    let reads = reads_of_entries(entries as u64);
+    caller
+        .meter
+        .charge_in_time(Quota::StorageReadsPerSecond, reads)
+        .await;
+}
+
+fn value_bytes(op: &v1::StorageOp) -> usize {
+    match &op.op {
+        Some(v1::storage_op::Op::Set(set)) => set.value.len(),
+        Some(v1::storage_op::Op::Delete(_)) | None => 0,
+    }
 }
 
 fn direction(reverse: bool) -> Direction {
@@ -392,10 +421,13 @@ impl storage_server::Storage for Api {
             Ok::<_, Failure>(((watch, place), read))
         };
         let (opened, read) = open(request.into_inner()).map_err(status::from_failure)?;
-        let items = futures_util::stream::try_unfold(opened, async |(mut watch, place)| {
-            let item = watch.next().await?;
-            Ok(Some((watch_item(item), (watch, place))))
-        });
+        let opened = (opened, caller.clone());
+        let items =
+            futures_util::stream::try_unfold(opened, async |((mut watch, place), caller)| {
+                let item = watch.next().await?;
+                pay(&caller, &item).await;
+                Ok(Some((watch_item(item), ((watch, place), caller))))
+            });
         let lost = self.gatekeeper.loses(&caller, [read]);
         let items = super::granted_stream(items, &caller, &self.scope, lost);
         Ok(Response::new(items))

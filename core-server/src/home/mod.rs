@@ -1,7 +1,7 @@
 //! A whole home in one file: what a core needs to be the same core on another machine.
 //!
-//! Owns: which files belong to a home (`parts.rs`), the form of the file (`archive.rs`), and putting one in
-//! place (`restore.rs`). Does not own: the copy of the database (`storage`) and how it is put in place
+//! Owns: which files belong to a home (`parts.rs`), the form of the file (`archive.rs`), putting one in place
+//! (`restore.rs`), and what that leaves for others to find (`marks.rs`). Does not own: the copy of the database (`storage`) and how it is put in place
 //! (`storage::offline`).
 //!
 //! The file is a tar archive, so that any tar reads it: `home.json` first, the parts, and last `SHA256SUMS`, in
@@ -12,13 +12,16 @@
 //! - It holds the authority's key: whatever is written is for its user only (0600, directories 0700). What is in
 //!   a part is in no message.
 //! - Nothing is replaced before the whole archive has been read and every sum was right.
-//! - A restore that is interrupted has replaced nothing, or is finished by the next `core-server`; what it
-//!   replaced is kept.
+//! - A restore that is interrupted has replaced nothing, or is finished by the next `core-server`, also where it
+//!   goes to another data directory; what it replaced is kept. A program that embeds the core does not start on
+//!   half a home.
+//! - What is restored by root is for whom the data directory belongs to.
 //!
 //! Limits: small parts have at most 16 MiB and there are at most 4,096 of them; more is refused, when it is made
 //! as when it is read.
 
 mod archive;
+mod marks;
 mod parts;
 mod restore;
 
@@ -30,8 +33,9 @@ use crate::storage::OpenError;
 use crate::types::Revision;
 
 pub use archive::{About, is_home};
+pub use marks::tell_restored;
 pub use parts::PART_BYTES;
-pub use restore::{Restored, finish, restore};
+pub use restore::{Restored, finish, finish_marked, restore, unfinished};
 
 /// Why a home is not packed, verified or restored.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,18 @@ pub enum Error {
         path: PathBuf,
         /// Who.
         source: io::Error,
+    },
+    /// A restore was interrupted, and what it was about is not where it was.
+    #[error(
+        "a restore into {} was interrupted, and nothing of it is there: mount the disk that it is on, or give it up \
+         with: rm {}",
+        data_dir.display(), mark.display()
+    )]
+    Astray {
+        /// What says so.
+        mark: PathBuf,
+        /// Where it goes.
+        data_dir: PathBuf,
     },
     /// The database cannot be put in place.
     #[error("the database cannot be put in place")]

@@ -2,12 +2,16 @@
 //!
 //! 1. The archive is unpacked to `<data_dir>/restoring.new` and checked; what is there is copied to
 //!    `<data_dir>/replaced-<time>`. Nothing that is in force has changed.
-//! 2. `restoring.new` becomes `restoring`, synced: from here on the restore goes forward only.
+//! 2. Where a configuration comes along, a mark beside it says where the home goes. `restoring.new` becomes
+//!    `restoring`, synced: from here on the restore goes forward only.
 //! 3. Each file is put in place, surplus ones are removed, the database is put in place by
 //!    `storage::offline`, which keeps the one before beside it.
-//! 4. `restoring` is removed.
+//! 4. `restoring` becomes `restoring.done`, the mark is taken away, `restoring.done` is removed. So while there
+//!    is a mark there is one of the three in the directory that it names.
 //!
 //! Whoever finds `restoring` does step 3 from its beginning: each part of it may be done twice.
+//!
+//! Whatever root makes here is for whom the data directory belongs to: the service could not read it otherwise.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -18,8 +22,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{self, CONFIGURATION, DATABASE, Part, belonging, place};
-use super::{Error, Places, archive};
-use crate::files::{DirectoryLock, Outlives, write_atomically};
+use super::{Error, Places, archive, marks};
+use crate::files::{DirectoryLock, Outlives, Owner, make_directories, write_for};
 use crate::storage::offline;
 use crate::types::Revision;
 
@@ -38,6 +42,9 @@ struct Plan {
     database: PathBuf,
     configuration: Option<PathBuf>,
     replaced: Option<PathBuf>,
+    /// What the next core is to be told. Older cores did not tell.
+    #[serde(default)]
+    note: Option<marks::Note>,
 }
 
 /// What a restore did.
@@ -59,11 +66,12 @@ pub struct Restored {
 /// [`Error`]. As long as `<data_dir>/restoring` is not there nothing has changed; else [`finish`] goes on with it.
 pub fn restore(archive: &Path, places: &Places, now: SystemTime) -> Result<Restored, Error> {
     let data_dir = &places.data_dir;
-    let _lock = take(data_dir)?;
+    let owner = owner_of(data_dir)?;
+    let _lock = take(data_dir, owner)?;
     // One that was interrupted is finished first: what it replaced must not be lost.
-    finish_locked(data_dir)?;
-    begin(archive, places, now)?;
-    finish_locked(data_dir)?.ok_or_else(|| Error::File {
+    finish_locked(data_dir, owner)?;
+    begin(archive, places, now, owner)?;
+    finish_locked(data_dir, owner)?.ok_or_else(|| Error::File {
         doing: "go on with",
         path: data_dir.join(READY),
         source: io::ErrorKind::NotFound.into(),
@@ -71,15 +79,28 @@ pub fn restore(archive: &Path, places: &Places, now: SystemTime) -> Result<Resto
 }
 
 /// Steps 1 and 2. After an error nothing has changed.
-pub(super) fn begin(archive: &Path, places: &Places, now: SystemTime) -> Result<(), Error> {
+pub(super) fn begin(
+    archive: &Path,
+    places: &Places,
+    now: SystemTime,
+    owner: Option<Owner>,
+) -> Result<(), Error> {
     let unpacked = places.data_dir.join(UNPACKING);
     remove_tree(&unpacked)?;
-    if let Err(error) = prepare(archive, places, &unpacked, now) {
+    let ready = places.data_dir.join(READY);
+    let begun = prepare(archive, places, &unpacked, now, owner).and_then(|()| {
+        if let Some(configuration) = &places.configuration {
+            marks::mark(configuration, &places.data_dir, owner)?;
+        }
+        fs::rename(&unpacked, ready).map_err(Error::file("begin with", &unpacked))
+    });
+    if let Err(error) = begun {
+        if let Some(configuration) = &places.configuration {
+            marks::unmark(configuration)?;
+        }
         remove_tree(&unpacked)?;
         return Err(error);
     }
-    let ready = places.data_dir.join(READY);
-    fs::rename(&unpacked, ready).map_err(Error::file("begin with", &unpacked))?;
     sync(&places.data_dir)
 }
 
@@ -89,30 +110,114 @@ pub(super) fn begin(archive: &Path, places: &Places, now: SystemTime) -> Result<
 /// [`Error`]; it can be tried again.
 pub fn finish(data_dir: &Path) -> Result<Option<Restored>, Error> {
     // Also what only is to be cleared away holds secrets.
-    if ![READY, DONE]
-        .iter()
-        .any(|name| data_dir.join(name).exists())
-    {
+    if !is_there(data_dir, &[READY, DONE])? {
         return Ok(None);
     }
-    let _lock = take(data_dir)?;
-    finish_locked(data_dir)
+    let owner = owner_of(data_dir)?;
+    let _lock = take(data_dir, owner)?;
+    finish_locked(data_dir, owner)
 }
 
-fn take(data_dir: &Path) -> Result<DirectoryLock, Error> {
-    DirectoryLock::take(data_dir).map_err(|source| match source.kind() {
+/// Finishes a restore that was to bring this configuration and was interrupted, wherever its home goes: that may
+/// be another data directory than `in_force`, the one of the configuration as it is. With that directory. `None`:
+/// there is none. What goes to the directory in force without a configuration [`finish`] finds.
+///
+/// # Errors
+/// [`Error`]; it can be tried again. [`Error::Astray`]: the directory that it goes to is not there, or is not the
+/// one that it was.
+pub fn finish_marked(
+    configuration: &Path,
+    in_force: Option<&Path>,
+) -> Result<Option<(PathBuf, Restored)>, Error> {
+    let Some(data_dir) = marks::marked(configuration)? else {
+        return Ok(None);
+    };
+    // Its disk may not be mounted.
+    if !is_there(&data_dir, &[READY, DONE, UNPACKING])? {
+        let in_force = in_force.map(std::path::absolute).and_then(Result::ok);
+        if in_force.is_some_and(|in_force| in_force == data_dir) {
+            // Through: only the mark could not be taken away.
+            return marks::unmark(configuration).map(|()| None);
+        }
+        return Err(Error::Astray {
+            mark: marks::mark_path(configuration),
+            data_dir,
+        });
+    }
+    let restored = finish(&data_dir)?;
+    // If it was not about to be put in place yet, nothing has changed.
+    marks::unmark(configuration)?;
+    Ok(restored.map(|restored| (data_dir, restored)))
+}
+
+/// Whether a restore into one of these places, or by their configuration into others, has begun and is not
+/// through: the data directory that it goes to.
+///
+/// # Errors
+/// It cannot be seen.
+pub fn unfinished(places: &Places) -> Result<Option<PathBuf>, Error> {
+    if is_there(&places.data_dir, &[READY])? {
+        return Ok(Some(places.data_dir.clone()));
+    }
+    let configuration = places.configuration.as_deref();
+    let marked = configuration.map(marks::marked).transpose()?.flatten();
+    let Some(data_dir) = marked else {
+        return Ok(None);
+    };
+    let begun = is_there(&data_dir, &[READY])?;
+    Ok(begun.then_some(data_dir))
+}
+
+/// Whether one of these is in a directory.
+fn is_there(directory: &Path, names: &[&str]) -> Result<bool, Error> {
+    for name in names {
+        let path = directory.join(name);
+        match path.symlink_metadata() {
+            Ok(_) => return Ok(true),
+            Err(error) if is_absence(&error) => {}
+            Err(error) => return Err(Error::file("look at", &path)(error)),
+        }
+    }
+    Ok(false)
+}
+
+/// A file in the place of the directory is told by whoever makes use of that.
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+fn owner_of(data_dir: &Path) -> Result<Option<Owner>, Error> {
+    Owner::of(data_dir).map_err(Error::file("look at", data_dir))
+}
+
+fn take(data_dir: &Path, owner: Option<Owner>) -> Result<DirectoryLock, Error> {
+    make_directory(data_dir, owner)?;
+    let lock = DirectoryLock::take(data_dir).map_err(|source| match source.kind() {
         io::ErrorKind::ResourceBusy => Error::InUse {
             path: data_dir.to_owned(),
             source,
         },
         _ => Error::file("lock", data_dir)(source),
-    })
+    })?;
+    if let Some(owner) = owner {
+        lock.give(owner)
+            .map_err(Error::file("give away", data_dir))?;
+    }
+    Ok(lock)
 }
 
 /// Everything that can fail because of the archive happens here.
-fn prepare(archive: &Path, places: &Places, unpacked: &Path, now: SystemTime) -> Result<(), Error> {
-    make_directory(unpacked)?;
-    archive::read(archive, |name| {
+fn prepare(
+    archive: &Path,
+    places: &Places,
+    unpacked: &Path,
+    now: SystemTime,
+    owner: Option<Owner>,
+) -> Result<(), Error> {
+    // Root's until all is in it.
+    make_directory(unpacked, None)?;
+    let report = archive::read(archive, |name| {
         parts::is_known(name).then(|| unpacked.join(name))
     })?;
     if places.configuration.is_none() {
@@ -123,13 +228,32 @@ fn prepare(archive: &Path, places: &Places, unpacked: &Path, now: SystemTime) ->
     let plan = Plan {
         database: places.database.clone(),
         configuration: places.configuration.clone(),
-        replaced: set_aside(places, now)?,
+        replaced: set_aside(places, now, owner)?,
+        note: Some(marks::Note {
+            backup: std::path::absolute(archive).unwrap_or_else(|_| archive.to_owned()),
+            made_at: report.about.made_at,
+            core: report.about.core,
+            restored_at: jiff::Timestamp::try_from(now)
+                .unwrap_or_default()
+                .to_string(),
+            by: format!("uid {}", rustix::process::geteuid().as_raw()),
+        }),
     };
     let path = unpacked.join(PLAN);
     let text = serde_json::to_vec_pretty(&plan).map_err(io::Error::from);
-    text.and_then(|text| write_atomically(&path, &text, Outlives::Power))
+    text.and_then(|text| write_for(&path, &text, Outlives::Power, owner))
         .map_err(Error::file("write", &path))?;
+    give_tree(unpacked, owner)?;
     sync_tree(unpacked)
+}
+
+fn give_tree(directory: &Path, owner: Option<Owner>) -> Result<(), Error> {
+    match owner {
+        Some(owner) => owner
+            .give_tree(directory)
+            .map_err(Error::file("give away", directory)),
+        None => Ok(()),
+    }
 }
 
 /// Whether the database of an archive is one, and whole.
@@ -150,7 +274,11 @@ pub(super) fn check_database(archive: &Path, database: &Path) -> Result<(), Erro
 }
 
 /// Copies what is there. `None`: nothing is.
-fn set_aside(places: &Places, now: SystemTime) -> Result<Option<PathBuf>, Error> {
+fn set_aside(
+    places: &Places,
+    now: SystemTime,
+    owner: Option<Owner>,
+) -> Result<Option<PathBuf>, Error> {
     let there = belonging(places).map_err(Error::file("look into", &places.data_dir))?;
     if there.is_empty() {
         return Ok(None);
@@ -164,15 +292,16 @@ fn set_aside(places: &Places, now: SystemTime) -> Result<Option<PathBuf>, Error>
     for Part { name, path } in &there {
         let content = fs::read(path).map_err(Error::file("keep", path))?;
         let to = kept.join(name);
-        write_atomically(&to, &content, Outlives::Power).map_err(Error::file("write", &to))?;
+        write_for(&to, &content, Outlives::Power, owner).map_err(Error::file("write", &to))?;
     }
+    give_tree(&kept, owner)?;
     sync_tree(&kept)?;
     sync(&places.data_dir)?;
     Ok(Some(kept))
 }
 
 /// Step 3, as often as it takes.
-fn finish_locked(data_dir: &Path) -> Result<Option<Restored>, Error> {
+fn finish_locked(data_dir: &Path, owner: Option<Owner>) -> Result<Option<Restored>, Error> {
     remove_tree(&data_dir.join(DONE))?;
     let ready = data_dir.join(READY);
     if !ready.exists() {
@@ -202,7 +331,7 @@ fn finish_locked(data_dir: &Path) -> Result<Option<Restored>, Error> {
         // Where it is in place already nothing is written: whoever goes on may not be allowed to.
         let is_there = name == CONFIGURATION && fs::read(&to).is_ok_and(|there| there == content);
         if !is_there {
-            write_private(&to, &content)?;
+            write_private(&to, &content, owner)?;
         }
         files += 1;
     }
@@ -224,18 +353,24 @@ fn finish_locked(data_dir: &Path) -> Result<Option<Restored>, Error> {
         restored.replaced_database = put.replaced;
         remove_file(&from.database)?;
     }
+    if let Some(note) = &plan.note {
+        marks::leave(data_dir, note, owner)?;
+    }
     let done = data_dir.join(DONE);
     fs::rename(&ready, &done).map_err(Error::file("end", &ready))?;
     sync(data_dir)?;
+    if let Some(configuration) = &places.configuration {
+        marks::unmark(configuration)?;
+    }
     remove_tree(&done)?;
     Ok(Some(restored))
 }
 
-fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+fn write_private(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<(), Error> {
     if let Some(directory) = path.parent() {
-        make_directory(directory)?;
+        make_directory(directory, owner)?;
     }
-    write_atomically(path, content, Outlives::Power).map_err(Error::file("write", path))
+    write_for(path, content, Outlives::Power, owner).map_err(Error::file("write", path))
 }
 
 /// A directory for its user only that is removed in the end.
@@ -262,9 +397,8 @@ impl Drop for Unpacked {
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), Error> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(Error::file("make", path))
+fn make_directory(path: &Path, owner: Option<Owner>) -> Result<(), Error> {
+    make_directories(path, owner).map_err(Error::file("make", path))
 }
 
 fn remove_tree(path: &Path) -> Result<(), Error> {

@@ -291,7 +291,7 @@ fn an_interrupted_restore_is_finished_from_wherever_it_was() {
         let data = home.path("data");
         // Everything up to the point from which it goes forward only; then the first steps by hand.
         assert!(finish(&data).expect("nothing to do").is_none());
-        restore::begin(&archive, &home.places(), SystemTime::now()).expect("begun");
+        restore::begin(&archive, &home.places(), SystemTime::now(), None).expect("begun");
         assert!(home.path("data/restoring/plan.json").exists());
         assert_eq!(home.read("core.toml"), "# new\n", "nothing has changed yet");
         for name in ["security/ca.pem", "security/ca.key", "desired.json"]
@@ -337,4 +337,164 @@ fn what_was_interrupted_before_it_began_has_changed_nothing() {
     assert_eq!(home.read("data/security/ca.pem"), "new");
     home.restore(&archive).expect("the next one goes through");
     assert!(!home.path("data/restoring.new").exists());
+}
+
+/// The configuration in the archive, or the operator, says another data directory than the one in force.
+#[test]
+fn a_restore_into_another_data_directory_goes_on_wherever_the_next_core_looks() {
+    let source = Home::lived_in("old");
+    let archive = source.pack();
+    for steps in 0..3 {
+        let home = Home::lived_in("new");
+        let places = Places {
+            data_dir: home.path("elsewhere"),
+            database: home.path("elsewhere/runtime.db"),
+            ..home.places()
+        };
+        fs::create_dir(&places.data_dir).expect("made");
+        let (configuration, in_force) = (home.path("core.toml"), home.path("data"));
+        let finish = || finish_marked(&configuration, Some(&in_force));
+        assert!(finish().expect("nothing to do").is_none());
+        restore::begin(&archive, &places, SystemTime::now(), None).expect("begun");
+        if steps == 1 {
+            // The power goes when the configuration is in place already.
+            fs::write(&configuration, "# old\n").expect("written");
+        }
+        if steps == 2 {
+            // Before the point from which it goes forward only.
+            fs::rename(
+                home.path("elsewhere/restoring"),
+                home.path("elsewhere/restoring.new"),
+            )
+            .expect("there");
+            assert_eq!(unfinished(&home.places()).expect("seen"), None);
+            assert!(finish().expect("nothing has changed").is_none());
+            assert!(finish().expect("nothing to do").is_none());
+            assert_eq!(home.read("core.toml"), "# new\n");
+            continue;
+        }
+        for seen in [&places, &home.places()] {
+            let found = unfinished(seen).expect("seen");
+            assert_eq!(found.as_ref(), Some(&places.data_dir), "and refused");
+        }
+        let (data_dir, _) = finish().expect("finished").expect("there was one");
+        assert_eq!(data_dir, places.data_dir);
+        assert_eq!(home.read("core.toml"), "# old\n");
+        assert_eq!(home.read("elsewhere/security/ca.pem"), "old");
+        assert!(home.path("elsewhere/runtime.db").exists());
+        assert_eq!(home.read("data/security/ca.pem"), "new", "left alone");
+        assert_eq!(unfinished(&places).expect("seen"), None);
+        assert!(finish().expect("nothing to do").is_none());
+        assert!(!home.path("core.toml.restore").exists());
+    }
+}
+
+#[test]
+fn a_restore_whose_directory_is_not_there_is_not_forgotten() {
+    let source = Home::lived_in("old");
+    let archive = source.pack();
+    let home = Home::lived_in("new");
+    let places = Places {
+        data_dir: home.path("elsewhere"),
+        database: home.path("elsewhere/runtime.db"),
+        ..home.places()
+    };
+    fs::create_dir(&places.data_dir).expect("made");
+    restore::begin(&archive, &places, SystemTime::now(), None).expect("begun");
+    let (configuration, in_force) = (home.path("core.toml"), home.path("data"));
+    // Its disk is not mounted.
+    fs::rename(&places.data_dir, home.path("away")).expect("there");
+    fs::create_dir(&places.data_dir).expect("made");
+    let error = finish_marked(&configuration, Some(&in_force)).expect_err("astray");
+    let text = error.to_string();
+    let mark = home.path("core.toml.restore").display().to_string();
+    assert!(
+        matches!(error, Error::Astray { .. }) && text.contains(&mark),
+        "{text}"
+    );
+    fs::remove_dir(&places.data_dir).expect("empty");
+    fs::rename(home.path("away"), &places.data_dir).expect("mounted");
+    let finished = finish_marked(&configuration, Some(&in_force)).expect("finished");
+    assert!(finished.is_some());
+    // A mark that could not be taken away, of a restore that is through.
+    let mark = format!("{{\"data_dir\":{:?}}}", places.data_dir);
+    home.write("core.toml.restore", &mark);
+    let through = finish_marked(&configuration, Some(&places.data_dir));
+    assert!(through.expect("through").is_none());
+    assert!(!home.path("core.toml.restore").exists());
+}
+
+#[test]
+fn the_next_core_tells_the_audit_log_once() {
+    let source = Home::lived_in("old");
+    let archive = source.pack();
+    let home = Home::lived_in("new");
+    let data = home.path("data");
+    tell_restored(&data).expect("nothing to tell");
+    home.restore(&archive).expect("restored");
+    fs::remove_dir_all(home.path("data/security")).expect("a home that has none");
+    tell_restored(&data).expect("told");
+    tell_restored(&data).expect("once");
+    let audit = home.read("data/security/audit.jsonl");
+    let lines: Vec<_> = audit
+        .lines()
+        .filter(|line| line.contains("restored"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{audit}");
+    let own = format!("uid {}", rustix::process::geteuid().as_raw());
+    for part in [
+        &archive.display().to_string(),
+        &own,
+        "made at",
+        "restored at",
+    ] {
+        assert!(lines[0].contains(part), "{part} in {}", lines[0]);
+    }
+}
+
+#[test]
+fn what_root_restores_belongs_to_whom_the_data_directory_belongs_to() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    const SERVICE: u32 = 64_321;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root gives files away");
+        return;
+    }
+    let source = Home::lived_in("old");
+    let archive = source.pack();
+    // A home that is there, and a new one in a directory of the service.
+    for home in [Home::lived_in("new"), Home::empty()] {
+        if !home.path("core.toml").exists() {
+            fs::remove_dir(home.path("data")).expect("empty");
+        }
+        let mut left = vec![home.directory.path().to_owned()];
+        while let Some(path) = left.pop() {
+            chown(&path, Some(SERVICE), Some(SERVICE)).expect("given");
+            let within = fs::read_dir(&path).into_iter().flatten();
+            left.extend(within.map(|entry| entry.expect("readable").path()));
+        }
+        let restored = home.restore(&archive).expect("restored");
+        tell_restored(&home.path("data")).expect("told");
+        let mut left = vec![home.path("data"), home.path("core.toml")];
+        let mut seen = Vec::new();
+        while let Some(path) = left.pop() {
+            let data = fs::symlink_metadata(&path).expect("there");
+            let name = path.display().to_string();
+            assert_eq!((data.uid(), data.gid()), (SERVICE, SERVICE), "{name}");
+            if data.is_dir() {
+                let within = fs::read_dir(&path).expect("there");
+                left.extend(within.map(|entry| entry.expect("readable").path()));
+            }
+            seen.push(name);
+        }
+        for part in ["ca.key", "runtime.db", "core.lock", "grants/lamp.json"] {
+            assert!(
+                seen.iter().any(|name| name.ends_with(part)),
+                "{part}: {seen:?}"
+            );
+        }
+        if let Some(kept) = restored.replaced {
+            assert!(seen.contains(&kept.display().to_string()), "{seen:?}");
+        }
+    }
 }

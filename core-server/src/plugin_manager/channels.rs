@@ -73,6 +73,11 @@ impl PluginManager {
         self.shared.reports.bye(run, channel, reason);
     }
 
+    /// The credential that a channel was opened with is worth nothing any more. Never waits.
+    pub fn credential_over(&self, run: &Run, channel: ChannelId, why: String) {
+        self.shared.reports.credential_over(run, channel, why);
+    }
+
     /// A channel is gone. Waits for room in the mailbox: this must not be lost. (Should it be, the
     /// closed outbox is noticed within a second.)
     pub async fn channel_lost(&self, run: &Arc<Run>, channel: ChannelId) {

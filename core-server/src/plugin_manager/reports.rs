@@ -40,6 +40,7 @@ struct Report {
     health: Option<Option<String>>,
     health_told: Option<Instant>,
     bye: Option<String>,
+    credential_over: Option<String>,
 }
 
 /// Something that a channel reported.
@@ -64,6 +65,7 @@ impl Reports {
             health: None,
             health_told: None,
             bye: None,
+            credential_over: None,
         };
         self.runs.lock().insert(run.id().clone(), report);
     }
@@ -151,6 +153,13 @@ impl Reports {
         });
     }
 
+    pub(super) fn credential_over(&self, run: &Run, channel: ChannelId, why: String) {
+        self.note(run, channel, |report| {
+            report.credential_over = Some(why);
+            true
+        });
+    }
+
     fn note(&self, run: &Run, channel: ChannelId, note: impl FnOnce(&mut Report) -> bool) {
         let current = run.link().is_some_and(|link| link.channel == channel);
         let noted = current && self.runs.lock().get_mut(run.id()).is_some_and(note);
@@ -195,6 +204,10 @@ impl Reports {
                 } else {
                     later = Some(later.map_or(due, |later| later.min(due)));
                 }
+            }
+            // Whatever it says in leaving, it is not let in any more.
+            if let Some(why) = report.credential_over.take() {
+                take(RunEvent::CredentialOver(why));
             }
             if let Some(reason) = report.bye.take() {
                 take(RunEvent::Bye(reason));

@@ -108,11 +108,12 @@ mod tests {
     use super::*;
     use crate::event_bus;
     use crate::state_engine;
+    use crate::types::Revision;
 
     #[test]
     fn a_crash_with_endless_last_lines_is_told_without_them() {
         let bus = EventBus::new(event_bus::Config::default(), crate::grpc::encode_event);
-        let state = StateEngine::new(state_engine::Config::default());
+        let state = StateEngine::new(state_engine::Config::default(), Revision::ABSENT);
         let announcements = Announcements::new(bus.clone(), state);
         let lamp = PluginName::parse("lamp").expect("good name");
         let lines = vec!["\"".repeat(8 << 10); 20];

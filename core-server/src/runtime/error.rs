@@ -24,6 +24,19 @@ pub enum Error {
         /// Who uses it, or what is wrong.
         source: io::Error,
     },
+    /// Half a home.
+    #[error(
+        "a restore into {} was interrupted and is not through: start `core-server` there once, or have this program \
+         call core_server::home::finish before it starts its core",
+        path.display()
+    )]
+    RestoreUnfinished {
+        /// The data directory that it goes to.
+        path: PathBuf,
+    },
+    /// It cannot be seen whether there is half a home, or told that there is another one.
+    #[error("what a restore has left cannot be dealt with")]
+    Home(#[from] crate::home::Error),
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] transport::Error),

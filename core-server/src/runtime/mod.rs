@@ -25,7 +25,7 @@ use crate::plugin_manager::{self, Kind, Manifest, PluginManager, Reloaded};
 use crate::routing::Router;
 use crate::security::{Audit, Credentials, Gatekeeper, Metering, Policy};
 use crate::service_registry::ServiceRegistry;
-use crate::state_engine::StateEngine;
+use crate::state_engine::{StateEngine, unused_revision};
 use crate::storage::{Storage, StorageAdapter};
 use crate::supervisor::custody::Custody;
 use crate::task::{TaskScope, blocking};
@@ -37,12 +37,13 @@ use builder::WholeProcess;
 pub use error::Error;
 pub use program::{CallError, PublishError};
 pub use reload::{Loader, ReloadError, UpgradeError};
-use reload::{Reloader, with_embedded, with_enrolled};
+use reload::{Reloader, asked_by, with_embedded, with_enrolled};
 
 pub(crate) use tls::make_certificates;
 
 mod announcements;
 mod builder;
+mod changed;
 mod error;
 mod metrics;
 mod program;
@@ -143,12 +144,16 @@ impl Runtime {
         } = builder;
         let (bare, embedded) = embed(embedded)?;
         let limits = &config.limits;
+        refuse_half_a_home(&config)?;
         let storage = open_storage(&config, adapter).await?;
         let data_directory = keep_data_directory(&config)?;
         let bus = EventBus::new(settings::event_bus(limits), grpc::encode_event);
         let registry = ServiceRegistry::with_limit(limits.services_per_plugin);
         let router = Router::new(settings::routing(limits), registry.clone());
-        let state = StateEngine::new(settings::state_engine(limits));
+        let state = StateEngine::new(
+            settings::state_engine(limits),
+            unused_revision(SystemTime::now()),
+        );
         let (credentials, runs) = (Credentials::default(), Runs::default());
         let expiring_credentials = credentials.clone();
         let (tls_listeners, tls_addresses) = tls::bind_all(&config.listen.tls).await?;
@@ -161,7 +166,11 @@ impl Runtime {
             let data_dir = config.data_dir.clone();
             blocking(move || tls::read_grants(&data_dir)).await?
         };
-        let audit = Audit::start(&tls::directory(&config)).map_err(Error::Threads)?;
+        let audit = {
+            let data_dir = config.data_dir.clone();
+            blocking(move || home::tell_restored(&data_dir)).await?;
+            Audit::start(&tls::directory(&config)).map_err(Error::Threads)?
+        };
         let policy = Policy {
             granting: config.security.granting,
             mode: config.security.mode,
@@ -227,6 +236,7 @@ impl Runtime {
             access.clone(),
             prepared.clone(),
             gatekeeper.metering().clone(),
+            audit.clone(),
         );
         let channel_stats = Arc::<grpc::ChannelStats>::default();
         let metrics = metrics::Sources {
@@ -426,15 +436,16 @@ impl Runtime {
         self.reloader.reload(config).await
     }
 
-    /// Reads the configuration again with [`Builder::loader`] and takes it.
+    /// Reads the configuration again with [`Builder::loader`] and takes it. `asked`: who or what asks for it, for
+    /// the audit log: "SIGHUP".
     ///
     /// # Errors
     /// [`ReloadError`]; nothing has changed then.
     ///
     /// # Cancel safety
     /// As of [`Self::reload`].
-    pub async fn load_and_reload(&self) -> Result<Reloaded, ReloadError> {
-        self.reloader.load_and_reload().await
+    pub async fn load_and_reload(&self, asked: &str) -> Result<Reloaded, ReloadError> {
+        self.reloader.load_and_reload(asked_by(asked)).await
     }
 
     /// Stops everything in order, within the configured time; see [`Self::shutdown_within`].
@@ -534,6 +545,14 @@ fn keep_data_directory(config: &Config) -> Result<Option<DirectoryLock>, Error> 
     let lock = DirectoryLock::take(&path);
     lock.map(Some)
         .map_err(|source| Error::DataDirectory { path, source })
+}
+
+/// `core-server` finishes an interrupted restore before it comes to this; a program may not know of it.
+fn refuse_half_a_home(config: &Config) -> Result<(), Error> {
+    match home::unfinished(&home::Places::of(config))? {
+        Some(path) => Err(Error::RestoreUnfinished { path }),
+        None => Ok(()),
+    }
 }
 
 async fn open_storage(

@@ -8,11 +8,13 @@ use futures_util::FutureExt as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::config::{self, Candidate, Config, Loaded, UpgradeSource, needs_restart};
+use super::changed::{changed, listed};
+use crate::config::{self, Candidate, Config, Loaded, Quotas, UpgradeSource, needs_restart};
 use crate::error::{Classify, ErrorKind, Failure, Reason};
 use crate::grpc;
 use crate::plugin_manager::{self, Kind, Manifest, PluginInfo, PluginManager, Reloaded};
-use crate::security::{Access, Metering};
+use crate::security::audit::{Record, decision};
+use crate::security::{Access, Audit, Metering};
 use crate::task::blocking;
 use crate::transport;
 use crate::types::PluginName;
@@ -128,6 +130,9 @@ struct Inner {
     metering: Metering,
     /// The plugins of the configuration that was taken last.
     configured: parking_lot::Mutex<Vec<Manifest>>,
+    /// Its quotas for everybody.
+    quotas: parking_lot::Mutex<Quotas>,
+    audit: Audit,
     /// One change at a time: what is read must be handed over before anything is read again.
     turn: Mutex<()>,
 }
@@ -147,8 +152,10 @@ impl Reloader {
         access: Access,
         tls: Option<transport::Tls>,
         metering: Metering,
+        audit: Audit,
     ) -> Self {
         let configured = parking_lot::Mutex::new(started_with.plugins.clone());
+        let quotas = parking_lot::Mutex::new(started_with.quotas);
         let inner = Inner {
             manager,
             embedded,
@@ -158,6 +165,8 @@ impl Reloader {
             tls,
             metering,
             configured,
+            quotas,
+            audit,
             turn: Mutex::default(),
         };
         Self {
@@ -168,22 +177,66 @@ impl Reloader {
     /// Takes another configuration.
     pub(super) async fn reload(&self, config: Config) -> Result<Reloaded, ReloadError> {
         let _turn = self.inner.turn.lock().await;
-        self.apply(config, Vec::new()).await
+        let asked = asked_by("program");
+        let result = self.apply(config, Vec::new(), &asked).await;
+        self.note_refusal(asked, result)
     }
 
-    /// Reads the configuration again and takes it.
-    pub(super) async fn load_and_reload(&self) -> Result<Reloaded, ReloadError> {
+    /// Reads the configuration again and takes it. `asked`: who asks, for the audit log.
+    pub(super) async fn load_and_reload(&self, asked: Record) -> Result<Reloaded, ReloadError> {
         let loader = self.inner.loader.clone().ok_or(ReloadError::NoLoader)?;
         let _turn = self.inner.turn.lock().await;
-        let loaded = blocking(move || loader(None))
-            .await
-            .map_err(ReloadError::Refused)?;
-        let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
-        self.apply(loaded.config, warnings).await
+        let result = match blocking(move || loader(None)).await {
+            Ok(loaded) => {
+                let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+                self.apply(loaded.config, warnings, &asked).await
+            }
+            Err(refused) => Err(ReloadError::Refused(refused)),
+        };
+        self.note_refusal(asked, result)
     }
 
-    async fn apply(&self, config: Config, warnings: Vec<String>) -> Result<Reloaded, ReloadError> {
+    /// What was wrong is told by its places: what stands there may be a secret in the wrong one.
+    fn note_refusal(
+        &self,
+        asked: Record,
+        result: Result<Reloaded, ReloadError>,
+    ) -> Result<Reloaded, ReloadError> {
+        if let Err(error) = &result {
+            let places: Vec<_> = match error {
+                ReloadError::Refused(refused) => refused
+                    .problems
+                    .iter()
+                    .map(|problem| problem.origin.to_string())
+                    .collect(),
+                ReloadError::NoLoader | ReloadError::Plugins(_) => Vec::new(),
+            };
+            self.inner.audit.note(Record {
+                decision: decision::DENIED,
+                rule: error.reason().as_str().to_owned(),
+                resource: listed(&places),
+                ..asked
+            });
+        }
+        result
+    }
+
+    async fn apply(
+        &self,
+        config: Config,
+        warnings: Vec<String>,
+        asked: &Record,
+    ) -> Result<Reloaded, ReloadError> {
         let needs_restart = needs_restart(&self.inner.started_with, &config);
+        let mut names = {
+            let (configured, quotas) = (self.inner.configured.lock(), *self.inner.quotas.lock());
+            changed((&configured, quotas), (&config.plugins, config.quotas))
+        };
+        names.extend(
+            needs_restart
+                .iter()
+                .map(|key| format!("{key} (at the next start)")),
+        );
         let mut warnings = warnings;
         if let Some(tls) = self.inner.tls.clone()
             && let Err(error) = blocking(move || tls.reload()).await
@@ -193,6 +246,13 @@ impl Reloader {
         }
         let reloaded = self.take(config.plugins).await?;
         self.inner.metering.set_everybody(config.quotas);
+        *self.inner.quotas.lock() = config.quotas;
+        self.inner.audit.note(Record {
+            decision: decision::ALLOWED,
+            rule: "operator".to_owned(),
+            resource: listed(&names),
+            ..asked.clone()
+        });
         let reloaded = Reloaded {
             needs_restart,
             warnings,
@@ -315,10 +375,19 @@ impl Reloader {
     /// As the gRPC shell takes it.
     pub(super) fn as_rpc(&self) -> grpc::Reload {
         let reloader = self.clone();
-        Arc::new(move || {
+        Arc::new(move |asked| {
             let reloader = reloader.clone();
-            async move { reloader.load_and_reload().await.map_err(Failure::from) }.boxed()
+            async move { reloader.load_and_reload(asked).await.map_err(Failure::from) }.boxed()
         })
+    }
+}
+
+/// A reload that no request asks for, but this.
+pub(super) fn asked_by(who: &str) -> Record {
+    Record {
+        action: "reload".to_owned(),
+        operator: who.to_owned(),
+        ..Record::default()
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) fn state_engine(limits: &Limits) -> state_engine::Config {
         max_keys: limits.state_keys,
         max_value_bytes: limits.state_value_bytes,
         max_bytes: limits.state_bytes,
+        max_owner_keys: limits.state_owner_keys,
+        max_owner_bytes: limits.state_owner_bytes,
         stale_ttl: limits.state_stale_ttl,
         ..state_engine::Config::default()
     }

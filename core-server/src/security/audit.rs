@@ -22,6 +22,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::identity::Caller;
+use crate::files::Owner;
 use crate::types::Source;
 
 /// Records that wait for the disk.
@@ -265,7 +266,7 @@ impl Denials {
 }
 
 /// Notes something that was done while no core ran, and waits for the disk. Only where a core has kept its
-/// secrets before: this program may run as another user.
+/// secrets before. Where root notes it, the log stays the directory's owner's.
 ///
 /// # Errors
 /// It could not be written.
@@ -274,7 +275,12 @@ pub fn note_offline(directory: &Path, record: &Record) -> io::Result<()> {
         return Ok(());
     }
     let line = line(SystemTime::now(), 0, record)?;
-    Rotating::new(directory).write(&line)
+    let mut log = Rotating::new(directory);
+    log.write(&line)?;
+    if let (Some(owner), Some((file, _))) = (Owner::of(directory)?, &log.open) {
+        owner.give(file)?;
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]

@@ -221,6 +221,15 @@ impl Credentials {
         held.is_some_and(|held| is_configured(&held.holder, plugin))
     }
 
+    /// Whether a plugin has a configured token.
+    #[must_use]
+    pub fn has_static(&self, plugin: &PluginName) -> bool {
+        let tokens = self.tokens.read();
+        tokens
+            .values()
+            .any(|held| is_configured(&held.holder, plugin))
+    }
+
     /// Ends the configured token of a plugin, if it has one.
     pub fn remove_static(&self, plugin: &PluginName) {
         self.end_tokens(|holder| is_configured(holder, plugin));

@@ -50,6 +50,25 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The area of one first name has its share.
+    #[error(
+        "no room for \"{key}\": the keys of one name may be at most {limit} {unit}; delete some of \
+         \"{}\"", key.first_token()
+    )]
+    OwnerFull {
+        /// For which key.
+        key: StateKey,
+        /// Of what there is too much: "keys" or "bytes of values".
+        unit: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// A watch was read too slowly.
+    #[error(
+        "the watch was too slow, and what is held for one watcher is bounded; watch anew, \
+         beginning with what is there"
+    )]
+    Compacted,
     /// A compare-and-set lost.
     #[error(
         "\"{key}\" is at revision {current}, not {expected} (0 is absent); read it again and decide \
@@ -73,7 +92,8 @@ impl Classify for Error {
             | Self::BadField { .. }
             | Self::NotJson { .. }
             | Self::TooLarge { .. } => ErrorKind::InvalidArgument,
-            Self::Full { .. } => ErrorKind::ResourceExhausted,
+            Self::Full { .. } | Self::OwnerFull { .. } => ErrorKind::ResourceExhausted,
+            Self::Compacted => ErrorKind::OutOfRange,
             Self::RevisionMismatch { .. } => ErrorKind::Aborted,
         }
     }
@@ -85,7 +105,8 @@ impl Classify for Error {
             Self::BadField { .. } => Reason::BadField,
             Self::NotJson { .. } => Reason::NotJson,
             Self::TooLarge { .. } => Reason::TooLarge,
-            Self::Full { .. } => Reason::StateFull,
+            Self::Full { .. } | Self::OwnerFull { .. } => Reason::StateFull,
+            Self::Compacted => Reason::Compacted,
             Self::RevisionMismatch { .. } => Reason::RevisionMismatch,
         }
     }
@@ -113,9 +134,10 @@ impl Classify for Error {
                 ("limit_bytes", limit_bytes.to_string()),
                 ("size_bytes", size_bytes.to_string()),
             ],
-            Self::Full { key, limit, .. } => {
+            Self::Full { key, limit, .. } | Self::OwnerFull { key, limit, .. } => {
                 vec![("key", key.to_string()), ("limit", limit.to_string())]
             }
+            Self::Compacted => Vec::new(),
             Self::RevisionMismatch { key, current, .. } => vec![
                 ("key", key.to_string()),
                 ("current_revision", current.to_string()),

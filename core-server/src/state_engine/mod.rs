@@ -12,9 +12,12 @@
 //! - Reading and writing one key cost the same however many keys there are; a write costs more only
 //!   for the watchers whom it concerns, and never waits for one.
 //!
-//! When a watcher is slow, it gets the newest change per key, marked. When the table is full
-//! (100,000 keys or 256 MiB of values), what would make it larger is refused (`STATE_FULL`); what
-//! makes it smaller never is.
+//! When a watcher is slow, it gets the newest change per key, marked; when it stalls for so long that
+//! more than 16 MiB are held for its owner, its watch ends (`COMPACTED`). When the table is full
+//! (100,000 keys or 256 MiB of values), or the keys below one first name have their share of it, what
+//! would make it larger is refused (`STATE_FULL`); what makes it smaller never is.
+//!
+//! Revisions begin at the time in microseconds, so that none is given twice, over restarts either.
 //!
 //! [`StateEngine::run`] removes what has expired, when its time comes. What it has not removed yet is
 //! invisible all the same; without it, only watchers would hear late. Whoever ends a run calls
@@ -56,6 +59,10 @@ pub struct Config {
     pub max_value_bytes: usize,
     /// Most bytes of all values together.
     pub max_bytes: usize,
+    /// Most keys below one first name. Those of the core itself are not bounded.
+    pub max_owner_keys: usize,
+    /// Most bytes of all values below one first name.
+    pub max_owner_bytes: usize,
     /// A page of a list ends early at so many bytes of keys and values.
     pub page_bytes: usize,
     /// Most bytes of changes that a watch gives at once, or one change.
@@ -67,7 +74,7 @@ pub struct Config {
 /// Longest time to live.
 pub const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Most keys that expire or become stale under one lock.
-const AT_ONCE: usize = 512;
+const AT_ONCE: usize = 64;
 
 impl Default for Config {
     fn default() -> Self {
@@ -75,6 +82,8 @@ impl Default for Config {
             max_keys: 100_000,
             max_value_bytes: 64 << 10,
             max_bytes: 256 << 20,
+            max_owner_keys: 25_000,
+            max_owner_bytes: 64 << 20,
             page_bytes: 1 << 20,
             watch_batch_bytes: 256 << 10,
             stale_ttl: Duration::from_secs(600),
@@ -88,14 +97,15 @@ impl Config {
     /// # Errors
     /// A sentence that names the bound, for people.
     pub fn validate(&self) -> Result<(), String> {
-        if self.max_keys == 0 {
-            return Err("max_keys must be at least 1".to_owned());
+        if self.max_keys == 0 || self.max_owner_keys == 0 {
+            return Err("max_keys and max_owner_keys must be at least 1".to_owned());
         }
         if !(1..=1 << 20).contains(&self.max_value_bytes) {
             return Err("max_value_bytes must be between 1 and 1048576 (1 MiB)".to_owned());
         }
-        if self.max_bytes < self.max_value_bytes {
-            return Err("max_bytes must be at least max_value_bytes".to_owned());
+        if self.max_bytes.min(self.max_owner_bytes) < self.max_value_bytes {
+            let text = "max_bytes and max_owner_bytes must be at least max_value_bytes";
+            return Err(text.to_owned());
         }
         for (name, bytes) in [
             ("page_bytes", self.page_bytes),
@@ -177,11 +187,12 @@ impl State {
 }
 
 impl StateEngine {
-    /// An empty table.
+    /// An empty table. Its revisions come after `last`: [`unused_revision`], where earlier tables were
+    /// known to somebody.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: Config, last: Revision) -> Self {
         let state = State {
-            table: Table::new(config.clone()),
+            table: Table::new(config.clone(), last),
             watchers: Watchers::new(),
         };
         Self {
@@ -394,6 +405,21 @@ impl fmt::Debug for StateEngine {
         formatter
             .debug_struct("StateEngine")
             .finish_non_exhaustive()
+    }
+}
+
+/// One that no table of an earlier start has reached: the time in microseconds since 1970, below 2^53
+/// until the year 2255, as JSON's readers need. A clock that is not set yet (before 2020) gives a random one,
+/// below all of those.
+#[must_use]
+pub fn unused_revision(now: SystemTime) -> Revision {
+    const YEAR_2020: u64 = 1_577_836_800_000_000;
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    match u64::try_from(since.as_micros()) {
+        Ok(micros) if micros >= YEAR_2020 => Revision(micros),
+        _ => Revision(rand::random_range(0..YEAR_2020)),
     }
 }
 

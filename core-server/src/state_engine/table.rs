@@ -11,6 +11,12 @@ use crate::types::{Cause, Revision, RunId, Source, StateKey};
 
 use super::{Config, Error};
 
+/// The first name of the keys that the core itself writes.
+const CORE_OWNER: &str = "core";
+/// Units of what there can be too much of.
+const KEYS: &str = "keys";
+const BYTES: &str = "bytes of values";
+
 /// One key with its value. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -117,6 +123,13 @@ pub(super) struct Write {
     pub(super) owner: Option<RunId>,
 }
 
+/// Of the table, below one first name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    keys: usize,
+    bytes: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Table {
     config: Config,
@@ -126,6 +139,8 @@ pub(super) struct Table {
     revision: Revision,
     /// Bytes of all values.
     bytes: usize,
+    /// What there is below each first name.
+    shares: HashMap<Box<str>, Share>,
     /// The deadlines of entries that have one.
     due: BTreeSet<(Instant, StateKey)>,
     /// The keys of runs that live.
@@ -133,13 +148,15 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(config: Config) -> Self {
+    /// An empty one, whose revisions come after `last`.
+    pub(super) fn new(config: Config, last: Revision) -> Self {
         Self {
             config,
             entries: HashMap::new(),
             keys: BTreeSet::new(),
-            revision: Revision::ABSENT,
+            revision: last,
             bytes: 0,
+            shares: HashMap::new(),
             due: BTreeSet::new(),
             owned: HashMap::new(),
         }
@@ -307,8 +324,11 @@ impl Table {
         if old_value.is_none() {
             self.keys.insert(key.clone());
         }
-        self.bytes += entry.value.len();
-        self.bytes -= old_value.as_ref().map_or(0, Bytes::len);
+        let old_bytes = old_value.as_ref().map_or(0, Bytes::len);
+        self.bytes = self.bytes + entry.value.len() - old_bytes;
+        let share = self.share_mut(key.first_token());
+        share.keys += usize::from(old_value.is_none());
+        share.bytes = share.bytes + entry.value.len() - old_bytes;
         self.revision = self.revision.max(revision);
         self.entries.insert(key.clone(), entry.clone());
         let receipt = SetReceipt {
@@ -360,6 +380,12 @@ impl Table {
         self.keys.remove(key.as_str());
         self.let_go(&before);
         self.bytes -= before.value.len();
+        let share = self.share_mut(key.first_token());
+        share.keys -= 1;
+        share.bytes -= before.value.len();
+        if share.keys == 0 {
+            self.shares.remove(key.first_token());
+        }
         self.revision = Revision(self.revision.0 + 1);
         Some(Change {
             kind,
@@ -448,19 +474,51 @@ impl Table {
         old_value: Option<&Bytes>,
         bytes: usize,
     ) -> Result<(), Error> {
+        // What the core keeps is as much as there are plugins, and must not fail for what they do.
+        if key.first_token() == CORE_OWNER {
+            return Ok(());
+        }
+        let share = self
+            .shares
+            .get(key.first_token())
+            .copied()
+            .unwrap_or_default();
+        let config = &self.config;
         let full = |unit, limit| Error::Full {
             key: key.clone(),
             unit,
             limit,
         };
-        if old_value.is_none() && self.entries.len() >= self.config.max_keys {
-            return Err(full("keys", self.config.max_keys));
+        let owner_full = |unit, limit| Error::OwnerFull {
+            key: key.clone(),
+            unit,
+            limit,
+        };
+        if old_value.is_none() {
+            if self.entries.len() >= config.max_keys {
+                return Err(full(KEYS, config.max_keys));
+            }
+            if share.keys >= config.max_owner_keys {
+                return Err(owner_full(KEYS, config.max_owner_keys));
+            }
         }
         let old_bytes = old_value.map_or(0, Bytes::len);
         // Writing something smaller is always possible.
-        if bytes > old_bytes && self.bytes - old_bytes + bytes > self.config.max_bytes {
-            return Err(full("bytes of values", self.config.max_bytes));
+        if bytes > old_bytes {
+            if self.bytes - old_bytes + bytes > config.max_bytes {
+                return Err(full(BYTES, config.max_bytes));
+            }
+            if share.bytes - old_bytes + bytes > config.max_owner_bytes {
+                return Err(owner_full(BYTES, config.max_owner_bytes));
+            }
         }
         Ok(())
+    }
+
+    fn share_mut(&mut self, owner: &str) -> &mut Share {
+        if !self.shares.contains_key(owner) {
+            self.shares.insert(owner.into(), Share::default());
+        }
+        self.shares.get_mut(owner).expect("it was just put there")
     }
 }

@@ -4,6 +4,8 @@
 //! keeping what the older says of the value *before* it, so that `old_value` is always what the
 //! watcher was last told. A key that came and went untold leaves nothing. So a watcher that stalls
 //! holds at most one change per key that there is or that it knows of, and converges when it reads on.
+//! What is held for an owner beyond the table itself, old values above all, is bounded for all its
+//! watches together; the watch that goes beyond ends COMPACTED, so that loss is never silent.
 //!
 //! The initial entries are not copied when the watch begins: the watcher walks along the keys, page by
 //! page, and a change to a key that it has not reached yet needs no telling, for it will find it.
@@ -13,13 +15,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use tokio_stream::Stream;
 
+use crate::budgets::Budgets;
 use crate::event_bus::trie::Trie;
 use crate::types::{Pattern, Revision, Source, StateKey};
 
 use super::table::{Change, ChangeKind, Table};
-use super::{Error, Shared};
+use super::{Error, Shared, State};
 
 /// Most keys that one step of the walk looks at: what bounds how long the lock is held.
 const WALK_AT_ONCE: usize = 512;
@@ -61,6 +65,7 @@ pub(super) struct Watchers {
     /// Rises with each change and each report: the order in which they are told.
     next_order: u64,
     conflated: u64,
+    budgets: Budgets<Source>,
 }
 
 #[derive(Debug)]
@@ -75,6 +80,10 @@ struct Watcher {
     pending: HashMap<StateKey, Pending>,
     /// Their keys in the order to be told.
     order: BTreeMap<u64, StateKey>,
+    /// What the pending changes hold beyond the table.
+    bytes: usize,
+    /// It was told less than it should have been, and ends.
+    compacted: bool,
     waker: Option<Waker>,
 }
 
@@ -95,6 +104,16 @@ struct Pending {
     order: u64,
 }
 
+impl Pending {
+    /// Bytes that it holds beyond the table: not the present value, which the table shares.
+    fn bytes(&self) -> usize {
+        let shared = |old: &&Bytes| old.as_ptr() == self.change.entry.value.as_ptr();
+        let old = self.change.old_value.as_ref();
+        let old_bytes = old.filter(|old| !shared(old)).map_or(0, Bytes::len);
+        weight(self.change.entry.key.as_str(), old_bytes)
+    }
+}
+
 impl Watchers {
     pub(super) fn new() -> Self {
         Self {
@@ -103,6 +122,7 @@ impl Watchers {
             next_id: 0,
             next_order: 0,
             conflated: 0,
+            budgets: Budgets::default(),
         }
     }
 
@@ -144,6 +164,8 @@ impl Watchers {
             began_at: revision,
             pending: HashMap::new(),
             order: BTreeMap::new(),
+            bytes: 0,
+            compacted: false,
             waker: None,
         };
         self.all.insert(id, watcher);
@@ -152,6 +174,7 @@ impl Watchers {
 
     pub(super) fn remove(&mut self, id: WatcherId) {
         if let Some(watcher) = self.all.remove(&id) {
+            self.budgets.note(&watcher.owner, watcher.bytes, 0);
             for pattern in &watcher.patterns {
                 self.trie.remove(pattern, id);
             }
@@ -174,43 +197,56 @@ impl Watchers {
             if !watcher.concerns(change) {
                 continue;
             }
+            let before = watcher.bytes;
             self.conflated += u64::from(watcher.note(change, order));
+            if !self.budgets.note(&watcher.owner, before, watcher.bytes) {
+                self.budgets.note(&watcher.owner, watcher.bytes, 0);
+                watcher.give_up();
+            }
             wakers.extend(watcher.waker.take());
         }
         wakers
     }
 
     /// The next item; when there is none, keeps the waker. `Ready(None)`: not yet, ask again.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`].
     fn next(
         &mut self,
         id: WatcherId,
         table: &Table,
         batch_bytes: usize,
         waker: &Waker,
-    ) -> Poll<Option<WatchItem>> {
+    ) -> Result<Poll<Option<WatchItem>>, Error> {
         let watcher = self
             .all
             .get_mut(&id)
             .expect("a watcher is removed only when its stream is dropped");
+        if watcher.compacted {
+            return Err(Error::Compacted);
+        }
         if matches!(watcher.walk, Walk::Along(_)) {
             let changes = watcher.walk_on(table, batch_bytes);
             if !changes.is_empty() {
-                return Poll::Ready(Some(WatchItem::Changes(changes)));
+                return Ok(Poll::Ready(Some(WatchItem::Changes(changes))));
             }
             if matches!(watcher.walk, Walk::Along(_)) {
-                return Poll::Ready(None);
+                return Ok(Poll::Ready(None));
             }
         }
         if matches!(watcher.walk, Walk::Ended) {
             watcher.walk = Walk::Done;
-            return Poll::Ready(Some(WatchItem::SnapshotEnd(watcher.began_at)));
+            return Ok(Poll::Ready(Some(WatchItem::SnapshotEnd(watcher.began_at))));
         }
+        let before = watcher.bytes;
         let changes = watcher.take(batch_bytes);
+        self.budgets.note(&watcher.owner, before, watcher.bytes);
         if changes.is_empty() {
             watcher.waker = Some(waker.clone());
-            return Poll::Pending;
+            return Ok(Poll::Pending);
         }
-        Poll::Ready(Some(WatchItem::Changes(changes)))
+        Ok(Poll::Ready(Some(WatchItem::Changes(changes))))
     }
 }
 
@@ -220,16 +256,36 @@ impl Watcher {
             Walk::Along(reached) => reached.as_ref().is_some_and(|key| *key >= change.entry.key),
             Walk::Ended | Walk::Done => true,
         };
-        reached && (self.include_reports || change.kind != ChangeKind::Reported)
+        !self.compacted && reached && (self.include_reports || change.kind != ChangeKind::Reported)
+    }
+
+    /// Nothing is held for it any more: it ends.
+    fn give_up(&mut self) {
+        self.compacted = true;
+        self.pending = HashMap::new();
+        self.order = BTreeMap::new();
+        self.bytes = 0;
+    }
+
+    fn hold(&mut self, pending: Pending) {
+        self.bytes += pending.bytes();
+        let key = pending.change.entry.key.clone();
+        self.pending.insert(key, pending);
+    }
+
+    fn let_go(&mut self, key: &StateKey) -> Option<Pending> {
+        let pending = self.pending.remove(key)?;
+        self.bytes -= pending.bytes();
+        Some(pending)
     }
 
     /// Whether it took another's place.
     fn note(&mut self, change: &Change, order: u64) -> bool {
         let key = &change.entry.key;
-        let Some(mut pending) = self.pending.remove(key) else {
+        let Some(mut pending) = self.let_go(key) else {
             self.order.insert(order, key.clone());
             let change = change.clone();
-            self.pending.insert(key.clone(), Pending { change, order });
+            self.hold(Pending { change, order });
             return false;
         };
         let known = pending.change.old_value.take();
@@ -245,7 +301,7 @@ impl Watcher {
             pending.change.entry = change.entry.clone();
             pending.change.old_value = known;
             pending.change.conflated |= change.kind != ChangeKind::Reported;
-            self.pending.insert(key.clone(), pending);
+            self.hold(pending);
             return change.kind != ChangeKind::Reported;
         }
         self.order.remove(&pending.order);
@@ -261,7 +317,7 @@ impl Watcher {
             ..change.clone()
         };
         self.order.insert(order, key.clone());
-        self.pending.insert(key.clone(), pending);
+        self.hold(pending);
         true
     }
 
@@ -318,7 +374,7 @@ impl Watcher {
                 break;
             }
             let key = first.remove();
-            changes.extend(self.pending.remove(&key).map(|pending| pending.change));
+            changes.extend(self.let_go(&key).map(|pending| pending.change));
         }
         changes
     }
@@ -329,11 +385,13 @@ fn weight(key: &str, value_bytes: usize) -> usize {
     128 + key.len() + value_bytes
 }
 
-/// A live watch: a stream without an end. Dropping it ends it.
+/// A live watch: a stream that ends only with [`Error::Compacted`], for who reads too slowly. Dropping it
+/// ends it.
 #[must_use = "dropping a watch ends it"]
 pub struct Watch {
     shared: Arc<Shared>,
     id: WatcherId,
+    ended: bool,
 }
 
 impl Watch {
@@ -349,26 +407,35 @@ impl Watch {
         let revision = state.table.revision();
         let id = state.watchers.add(request, revision);
         drop(state);
-        Ok(Self { shared, id })
+        let ended = false;
+        Ok(Self { shared, id, ended })
     }
 }
 
 impl Stream for Watch {
-    type Item = WatchItem;
+    type Item = Result<WatchItem, Error>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
         let batch_bytes = self.shared.config.watch_batch_bytes;
         let mut state = self.shared.state.lock();
-        let state = &mut *state;
-        let item = state
-            .watchers
-            .next(self.id, &state.table, batch_bytes, context.waker());
-        if matches!(item, Poll::Ready(None)) {
-            // A long walk past keys that do not match: others get their turn.
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+        let State { table, watchers } = &mut *state;
+        let item = watchers.next(self.id, table, batch_bytes, context.waker());
+        drop(state);
+        match item {
+            Ok(Poll::Ready(None)) => {
+                // A long walk past keys that do not match: others get their turn.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Ok(item) => item.map(|item| item.map(Ok)),
+            Err(end) => {
+                self.get_mut().ended = true;
+                Poll::Ready(Some(Err(end)))
+            }
         }
-        item
     }
 }
 

@@ -346,6 +346,8 @@ pub enum CopyFault {
     },
     /// The copy is no good.
     BadCopy(String),
+    /// Something that belongs to it cannot be in it: what, and what to do.
+    Unfit(String),
     /// Anything else.
     Failed(Fault),
 }

@@ -223,7 +223,8 @@ impl Storage {
     /// the directory `<path>.tmp`, which is only left behind by a core that was killed.
     ///
     /// # Errors
-    /// Those of [`Self::backup`]; what `wrap` gives is an [`Error::Failed`] or [`Error::DiskLow`].
+    /// Those of [`Self::backup`]; what `wrap` gives is an [`Error::Failed`] or [`Error::DiskLow`], and its
+    /// `InvalidData` an [`Error::Unfit`].
     ///
     /// # Cancel safety
     /// The backup goes on.
@@ -242,7 +243,10 @@ impl Storage {
             let workshop = Workshop::open(&path)?;
             let (copy, whole) = (workshop.0.join("copy.db"), workshop.0.join("whole"));
             let revision = shared.adapter.backup(&copy)?;
-            wrap(&copy, revision, &whole).map_err(failed)?;
+            wrap(&copy, revision, &whole).map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => CopyFault::Unfit(error.to_string()),
+                _ => failed(error),
+            })?;
             rename_new(&whole, &path).map_err(|error| not_new(&path, error))?;
             drop(workshop);
             digested(path, revision)
@@ -304,6 +308,7 @@ impl Storage {
             CopyFault::LogTooLong { limit_bytes } => Error::LogTooLong { limit_bytes },
             CopyFault::Exists { path } => Error::FileExists { path },
             CopyFault::BadCopy(finding) => Error::BadCopy { finding },
+            CopyFault::Unfit(why) => Error::Unfit { why },
             CopyFault::Failed(fault) => fault.into_error(Outcome::NotApplied),
         }
     }

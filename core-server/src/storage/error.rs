@@ -109,6 +109,12 @@ pub enum Error {
         /// The engine.
         adapter: &'static str,
     },
+    /// Something that belongs into a backup cannot be in it.
+    #[error("{why}")]
+    Unfit {
+        /// What, and what to do.
+        why: String,
+    },
     /// A long reading was ended, to keep the engine's log bounded.
     #[error(
         "ended early: while it ran, the write-ahead log grew by {limit_bytes} bytes; try again when \
@@ -173,7 +179,7 @@ impl Classify for Error {
                 ErrorKind::ResourceExhausted
             }
             Self::Compacted => ErrorKind::OutOfRange,
-            Self::Unsupported { .. } => ErrorKind::FailedPrecondition,
+            Self::Unsupported { .. } | Self::Unfit { .. } => ErrorKind::FailedPrecondition,
             Self::FileExists { .. } => ErrorKind::AlreadyExists,
             Self::Corrupt { .. } | Self::BadCopy { .. } => ErrorKind::DataLoss,
             Self::Failed { .. } | Self::ShuttingDown | Self::LogTooLong { .. } => {
@@ -204,7 +210,7 @@ impl Classify for Error {
                 | OverQuota::StoreBytes { .. } => Reason::QuotaBytes,
             },
             Self::Compacted => Reason::Compacted,
-            Self::Unsupported { .. } => Reason::Unsupported,
+            Self::Unsupported { .. } | Self::Unfit { .. } => Reason::Unsupported,
             Self::LogTooLong { .. } => Reason::LogTooLong,
             Self::FileExists { .. } => Reason::FileExists,
             Self::Corrupt { .. } | Self::BadCopy { .. } => Reason::Corrupt,

@@ -35,7 +35,9 @@ impl Command {
     /// What it holds while it waits, its events included.
     fn bytes(&self) -> usize {
         let ops = self.commit.ops.iter().map(|op| op.size_bytes());
-        ops.sum::<usize>() + self.after_commit_bytes
+        let checks = self.commit.checks.iter();
+        let checks = checks.map(|check| size_of_val(check) + check.key.as_str().len());
+        ops.sum::<usize>() + checks.sum::<usize>() + self.after_commit_bytes
     }
 }
 

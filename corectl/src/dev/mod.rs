@@ -8,6 +8,7 @@
 //! | a watched file changed, and nothing more for half a second | the process is ended and started anew |
 //! | it ended with an error | it is started again, after 250 ms and up to 5 s, or at once with a change |
 //! | it ended with 0 | it is started again with the next change |
+//! | watched files changed within 5 s of five starts in a row | it is ended and waits for the next change: probably it writes them itself |
 //! | its token is 23 hours old | it is started anew with another |
 //! | Ctrl-C, SIGTERM, SIGHUP | it is ended, the token is revoked; a second signal kills it |
 //!
@@ -45,7 +46,7 @@ pub(crate) struct DevArgs {
     /// Start it anew when this changes, a file or a directory; several times. Usual: the working directory.
     ///
     /// The program itself is always watched; hidden files, target, node_modules, __pycache__ and a core's data
-    /// directory never are.
+    /// directory never are. Name its sources where the plugin writes files itself.
     #[arg(long, value_name = "PATH")]
     pub(crate) watch: Vec<PathBuf>,
     /// The program and its arguments, after --.
@@ -63,6 +64,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A process that lived for so long has the first wait again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// A change so soon after a start may be the plugin's own doing.
+const SOON: Duration = Duration::from_secs(5);
+/// After so many in a row it probably is.
+const SOON_IN_A_ROW: u32 = 5;
 
 /// Runs the plugin until a signal comes.
 ///
@@ -200,6 +206,7 @@ impl Session<'_> {
     ) -> Result<(), Failure> {
         let mut watch = Watch::begin(&arguments.watch, arguments.command.first())?;
         let mut waits = Waits::default();
+        let mut own_writes = OwnWrites::default();
         let mut next = Next::Start;
         let mut first = true;
         loop {
@@ -236,13 +243,22 @@ impl Session<'_> {
                     return Err(Failure::Interrupted);
                 }
                 path = watch.changed() => {
-                    note(&changed(&path));
+                    let is_own = own_writes.after_change(began.elapsed());
+                    if !is_own {
+                        note(&changed(&path));
+                    }
                     let interrupted = process.end_unless(signals.next()).await;
                     if interrupted {
                         return Err(Failure::Interrupted);
                     }
                     waits = Waits::default();
                     next = Next::Start;
+                    if is_own {
+                        // What it wrote in ending is no change.
+                        watch.begin_anew().await;
+                        note(&ended_for(&path));
+                        next = Next::Change;
+                    }
                     continue;
                 }
                 () = sleep(TOKEN_LIFE - RENEWED_BEFORE) => {
@@ -342,6 +358,34 @@ fn changed(path: &std::path::Path) -> String {
     format!("dev: {} changed; it is started anew", path.display())
 }
 
+fn ended_for(path: &std::path::Path) -> String {
+    format!(
+        "dev: {} changed within {SOON:?} of each of the last {SOON_IN_A_ROW} starts or more; the plugin probably writes \
+         it itself, so it was ended, and is started again with the next change. Name its sources with --watch, or \
+         have it write elsewhere",
+        path.display()
+    )
+}
+
+/// Whether it is the plugin that changes what is watched. Nobody can see who writes a file; but its own writes
+/// follow each start, and end with it. Pure.
+#[derive(Debug, Default)]
+struct OwnWrites {
+    soon_in_a_row: u32,
+}
+
+impl OwnWrites {
+    /// After a change that came so long after a start. Until one comes late, each further one says so again.
+    fn after_change(&mut self, after: Duration) -> bool {
+        self.soon_in_a_row = if after < SOON {
+            self.soon_in_a_row + 1
+        } else {
+            0
+        };
+        self.soon_in_a_row >= SOON_IN_A_ROW
+    }
+}
+
 /// How long to wait before the next start. Pure.
 #[derive(Debug, Default)]
 struct Waits {
@@ -373,6 +417,19 @@ mod tests {
         assert_eq!(seen, [250, 500, 1_000, 2_000, 4_000, 5_000, 5_000]);
         assert_eq!(waits.after_failure(STABLE_AFTER), FIRST_WAIT);
         assert_eq!(waits.after_failure(Duration::ZERO), FIRST_WAIT * 2);
+    }
+
+    #[test]
+    fn changes_that_follow_each_start_are_the_plugins_own_until_one_comes_late() {
+        let mut own_writes = OwnWrites::default();
+        let mut told = |after: Duration| own_writes.after_change(after);
+        let soon = Duration::from_secs(1);
+        assert_eq!([(); 4].map(|()| told(soon)), [false; 4]);
+        assert!(!told(SOON), "an author at work");
+        assert_eq!([(); 4].map(|()| told(soon)), [false; 4]);
+        assert_eq!([(); 2].map(|()| told(soon)), [true; 2]);
+        assert!(!told(SOON * 2));
+        assert!(!told(soon));
     }
 
     #[test]

@@ -63,6 +63,14 @@ impl Watch {
         })
     }
 
+    /// What has changed until now does not count.
+    pub(super) async fn begin_anew(&mut self) {
+        let paths = self.paths.clone();
+        if let Ok((seen, _)) = tokio::task::spawn_blocking(move || look(&paths)).await {
+            self.rule = Settling::new(seen);
+        }
+    }
+
     /// Waits until something has changed and rests again; which file it was.
     ///
     /// # Cancel safety

@@ -45,6 +45,9 @@ const MOST_TIMES: f64 = 2.0;
 const NOTHING_MS: f64 = if cfg!(debug_assertions) { 8.0 } else { 1.0 };
 const MOST_GROWTH_MIB: f64 = 64.0;
 
+/// The hostile one's, where bytes are flooded.
+const LARGE_VALUE: usize = 64 << 10;
+
 /// What is flooded, and how.
 struct Surface {
     quota: Quota,
@@ -54,7 +57,7 @@ struct Surface {
     cost: u64,
 }
 
-static SURFACES: [Surface; 6] = [
+static SURFACES: [Surface; 7] = [
     Surface {
         quota: Quota::PublishesPerSecond,
         method: "EventBus/Publish",
@@ -83,16 +86,14 @@ static SURFACES: [Surface; 6] = [
     Surface {
         quota: Quota::StorageWritesPerSecond,
         method: "Storage/Set",
-        message: |plugin, number| {
-            v1::StorageSetRequest {
-                namespace: plugin.to_owned(),
-                key: format!("k{}", number % 1_000),
-                value: format!("\"{}\"", "x".repeat(2 << 10)).into(),
-                ..Default::default()
-            }
-            .encode_to_vec()
-        },
+        message: |plugin, number| stored(plugin, number, 2 << 10),
         cost: 1,
+    },
+    Surface {
+        quota: Quota::StorageWriteBytesPerSecond,
+        method: "Storage/Set",
+        message: |plugin, number| stored(plugin, number, LARGE_VALUE),
+        cost: LARGE_VALUE as u64,
     },
     Surface {
         quota: Quota::StorageReadsPerSecond,
@@ -120,6 +121,16 @@ static SURFACES: [Surface; 6] = [
         cost: 1,
     },
 ];
+
+fn stored(plugin: &str, number: u64, bytes: usize) -> Vec<u8> {
+    let set = v1::StorageSetRequest {
+        namespace: plugin.to_owned(),
+        key: format!("k{}", number % 100),
+        value: format!("\"{}\"", "x".repeat(bytes - 2)).into(),
+        ..Default::default()
+    };
+    set.encode_to_vec()
+}
 
 fn publish(plugin: &str, bytes: usize) -> Vec<u8> {
     let event = v1::NewEvent {
@@ -271,6 +282,7 @@ async fn p99(honest: &mut RawPlugin, surface: &Surface, row: Option<&Row>) -> f6
         let message = match surface.quota {
             // It does not say as much itself.
             Quota::PublishBytesPerSecond => publish("honest", 1 << 10),
+            Quota::StorageWriteBytesPerSecond => stored("honest", number, 1 << 10),
             _ => (surface.message)("honest", number),
         };
         let asked = Instant::now();

@@ -90,9 +90,25 @@ fn uses() -> Vec<Use> {
             key: key.to_owned(),
         })),
     };
+    let set_of = |key: &str| v1::StorageOp {
+        op: Some(v1::storage_op::Op::Set(v1::StorageOpSet {
+            key: key.to_owned(),
+            value: "1".into(),
+            ..Default::default()
+        })),
+    };
     let apply = v1::StorageApplyRequest {
         namespace: namespace.clone(),
-        ops: vec![delete_of("a"), delete_of("b")],
+        ops: vec![set_of("a"), set_of("b")],
+        ..Default::default()
+    };
+    let apply_with_check = v1::StorageApplyRequest {
+        namespace: namespace.clone(),
+        checks: vec![v1::StorageCheck {
+            key: "c".to_owned(),
+            revision: 0,
+        }],
+        ops: vec![delete_of("a")],
         ..Default::default()
     };
     let apply_with_events = v1::StorageApplyRequest {
@@ -124,6 +140,15 @@ fn uses() -> Vec<Use> {
         key: "lamp.k".to_owned(),
         value: "1".into(),
         ..Default::default()
+    };
+    let register = v1::ServiceRegistryRegisterRequest {
+        service: Some(v1::ServiceDescription {
+            name: "lamp.on".to_owned(),
+            ..Default::default()
+        }),
+    };
+    let unregister = v1::ServiceRegistryUnregisterRequest {
+        name: "lamp.on".to_owned(),
     };
     let delete_state = v1::StateEngineDeleteRequest {
         key: "lamp.k".to_owned(),
@@ -181,6 +206,21 @@ fn uses() -> Vec<Use> {
             apply.encode_to_vec(),
         ),
         row(
+            Quota::StorageWritesPerSecond,
+            "Storage/Apply",
+            apply_with_check.encode_to_vec(),
+        ),
+        row(
+            Quota::StorageWriteBytesPerSecond,
+            "Storage/Set",
+            set.encode_to_vec(),
+        ),
+        row(
+            Quota::StorageWriteBytesPerSecond,
+            "Storage/Apply",
+            apply.encode_to_vec(),
+        ),
+        row(
             Quota::StorageReadsPerSecond,
             "Storage/Get",
             get.encode_to_vec(),
@@ -214,6 +254,16 @@ fn uses() -> Vec<Use> {
             Quota::StateWritesPerSecond,
             "StateEngine/Delete",
             delete_state.encode_to_vec(),
+        ),
+        row(
+            Quota::StateWritesPerSecond,
+            "ServiceRegistry/Register",
+            register.encode_to_vec(),
+        ),
+        row(
+            Quota::StateWritesPerSecond,
+            "ServiceRegistry/Unregister",
+            unregister.encode_to_vec(),
         ),
     ]
 }

@@ -96,3 +96,69 @@ async fn a_publish_stream_ends_with_the_batch_that_does_not_fit_and_says_what_wa
     refusal.names(Quota::PublishesPerSecond, 3);
     core.shutdown().await;
 }
+
+#[tokio::test]
+async fn what_a_watch_begins_with_is_paid_for_like_pages_and_waits_instead_of_being_refused() {
+    let (core, lamp) = lamp(only(Quota::StorageReadsPerSecond, 1)).await;
+    for batch in 0..5 {
+        let op = |index: usize| {
+            let (key, value) = (format!("{batch}.{index}"), "1".into());
+            let set = v1::StorageOpSet {
+                key,
+                value,
+                ..Default::default()
+            };
+            v1::StorageOp {
+                op: Some(v1::storage_op::Op::Set(set)),
+            }
+        };
+        let request = v1::StorageApplyRequest {
+            namespace: "lamp".to_owned(),
+            ops: (0..100).map(op).collect(),
+            ..Default::default()
+        };
+        let written = core.operator().storage().apply(request).await;
+        written.expect("written");
+    }
+    let client = lamp.client();
+    let request = v1::StorageWatchRequest {
+        namespace: "lamp".to_owned(),
+        include_initial: true,
+        ..Default::default()
+    };
+    let watch = client.storage().watch(request).await.expect("it may");
+    let mut watch = watch.into_inner();
+    let mut told = 0;
+    loop {
+        let item = within("the snapshot", watch.message())
+            .await
+            .expect("goes on");
+        let item = item.expect("no end");
+        told += item.changes.len();
+        if item.snapshot_end {
+            break;
+        }
+    }
+    assert_eq!(told, 500);
+    let quotas = async || {
+        let shown = quotas_of(&core, "lamp").await;
+        let key = Quota::StorageReadsPerSecond.key();
+        shown
+            .into_iter()
+            .find(|one| one.name == key)
+            .expect("there")
+    };
+    assert_eq!(quotas().await.refused, 0, "it only waited");
+    // Five reads at one a second: the next one has to wait.
+    let get = v1::StorageGetRequest {
+        namespace: "lamp".to_owned(),
+        key: "0.0".to_owned(),
+    };
+    let refused = client
+        .storage()
+        .get(get)
+        .await
+        .expect_err("not paid for yet");
+    Refusal::unary(&refused).names(Quota::StorageReadsPerSecond, 1);
+    core.shutdown().await;
+}

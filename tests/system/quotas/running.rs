@@ -167,6 +167,7 @@ async fn operators_have_no_quotas_and_every_plugin_has_the_defaults() {
         ("publish_bytes_per_second", 8 << 20),
         ("calls_per_second", 2_000),
         ("storage_writes_per_second", 500),
+        ("storage_write_bytes_per_second", 4 << 20),
         ("storage_reads_per_second", 5_000),
         ("state_writes_per_second", 2_000),
         ("subscriptions", 64),

@@ -241,6 +241,27 @@ impl Access {
         Ok((record, token))
     }
 
+    /// Whether this is a token of that plugin (`None`: of an operator) that was made by this core, was not
+    /// revoked, and has not expired.
+    #[must_use]
+    pub fn is_token_of(&self, plugin: Option<&PluginName>, token: &Token) -> bool {
+        let (digest, now) = (hex(&digest_of(token)), SystemTime::now());
+        let plugin = plugin.map(PluginName::as_str);
+        let store = self.inner.store.lock();
+        store.content.credentials.iter().any(|record| {
+            record.kind == Kind::Token
+                && record.plugin.as_deref() == plugin
+                && record.digest == digest
+                && record.judged_expiry().is_none_or(|at| at > now)
+        })
+    }
+
+    /// Whether the configuration gives a plugin a token: that one ends with the configuration.
+    #[must_use]
+    pub fn has_configured_token(&self, plugin: &PluginName) -> bool {
+        self.inner.credentials.has_static(plugin)
+    }
+
     /// Makes an invitation. What is promised is handed over by [`Self::join`].
     ///
     /// # Errors

@@ -6,7 +6,8 @@
 //!
 //! - Each quota is for itself: who has used up one may use the others.
 //! - What would exceed a quota is refused as a whole, before anything else is looked at, and told when it
-//!   will fit. Nothing waits here.
+//!   will fit. Nothing waits here, but for what is already begun and goes on piece by piece
+//!   ([`Meter::charge_in_time`]).
 //! - Limits can change while the core runs, also those of callers that are there.
 //!
 //! Cost: of a rate one load while it is unlimited, else a look at the clock and one exchange; of what is held an
@@ -72,6 +73,7 @@ impl Classify for Exceeded {
             | Quota::PublishBytesPerSecond
             | Quota::CallsPerSecond
             | Quota::StorageWritesPerSecond
+            | Quota::StorageWriteBytesPerSecond
             | Quota::StorageReadsPerSecond
             | Quota::StateWritesPerSecond => Reason::RateLimited,
             Quota::Subscriptions => Reason::TooManySubscriptions,
@@ -141,6 +143,7 @@ fn is_rate(quota: Quota) -> bool {
         | Quota::PublishBytesPerSecond
         | Quota::CallsPerSecond
         | Quota::StorageWritesPerSecond
+        | Quota::StorageWriteBytesPerSecond
         | Quota::StorageReadsPerSecond
         | Quota::StateWritesPerSecond => true,
     }
@@ -188,6 +191,23 @@ impl Meter {
     /// # Errors
     /// [`Exceeded`], with the time until all of it fits.
     pub fn charge(&self, costs: &[(Quota, u64)]) -> Result<(), Exceeded> {
+        let taken = self.take(costs);
+        taken.map_err(|(quota, limit, wait)| self.refuse(quota, limit, Some(wait)))
+    }
+
+    /// Takes so much of a rate as soon as it fits. Of what is under way already: it is no refusal, and is not
+    /// counted as one.
+    ///
+    /// # Cancel safety
+    /// Nothing is taken until it returns.
+    pub async fn charge_in_time(&self, quota: Quota, count: u64) {
+        while let Err((_, _, wait)) = self.take(&[(quota, count)]) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// As [`Self::charge`]; of what does not fit the quota, its limit, and the time until it does.
+    fn take(&self, costs: &[(Quota, u64)]) -> Result<(), (Quota, u64, Duration)> {
         let mut now = None;
         for (index, &(quota, count)) in costs.iter().enumerate() {
             let rate = &self.account(quota).rate;
@@ -213,7 +233,7 @@ impl Meter {
                     }
                 });
                 let wait = Duration::from_nanos(waits.max().unwrap_or(wait).max(wait));
-                return Err(self.refuse(quota, per_second, Some(wait)));
+                return Err((quota, per_second, wait));
             }
         }
         Ok(())

@@ -104,10 +104,13 @@ async fn a_report_says_anew_how_long_it_lasts() {
 
 #[tokio::test(start_paused = true)]
 async fn keys_of_a_run_become_stale_live_again_or_are_removed() {
-    let engine = StateEngine::new(Config {
-        stale_ttl: WHILE,
-        ..Config::default()
-    });
+    let engine = StateEngine::new(
+        Config {
+            stale_ttl: WHILE,
+            ..Config::default()
+        },
+        Revision::ABSENT,
+    );
     let stop = CancellationToken::new();
     let mut worker = JoinSet::new();
     worker.spawn(engine.clone().run(stop.clone()));
@@ -169,7 +172,7 @@ fn many_keys_of_a_run_become_stale_each_once() {
     engine.end_run(&run);
     let mut stale = 0;
     while let Some(Some(item)) = watch.next().now_or_never() {
-        if let WatchItem::Changes(changes) = item {
+        if let Ok(WatchItem::Changes(changes)) = item {
             stale += changes.iter().filter(|change| change.entry.stale).count();
         }
     }

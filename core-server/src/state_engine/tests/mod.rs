@@ -11,7 +11,7 @@ use super::*;
 use crate::error::Classify as _;
 
 fn engine() -> StateEngine {
-    StateEngine::new(Config::default())
+    StateEngine::new(Config::default(), Revision::ABSENT)
 }
 
 fn plugin(name: &str) -> Source {
@@ -52,7 +52,8 @@ async fn next(watch: &mut Watch) -> WatchItem {
     tokio::time::timeout(Duration::from_secs(60), watch.next())
         .await
         .expect("an item within a minute")
-        .expect("a watch has no end")
+        .expect("it goes on")
+        .expect("it is not too slow")
 }
 
 /// Kind, key, value, old value and mark of the next changes.
@@ -168,12 +169,15 @@ fn values_are_json_of_bounded_size() {
 
 #[test]
 fn a_full_table_refuses_what_makes_it_larger() {
-    let engine = StateEngine::new(Config {
-        max_keys: 2,
-        max_value_bytes: 8,
-        max_bytes: 10,
-        ..Config::default()
-    });
+    let engine = StateEngine::new(
+        Config {
+            max_keys: 2,
+            max_value_bytes: 8,
+            max_bytes: 10,
+            ..Config::default()
+        },
+        Revision::ABSENT,
+    );
     let set = |name: &str, value: &'static str| {
         let value = Bytes::from_static(value.as_bytes());
         engine.set(&Source::Operator, &key(name), value, None, None)
@@ -208,10 +212,13 @@ fn a_full_table_refuses_what_makes_it_larger() {
 
 #[test]
 fn pages_follow_the_keys_and_end_early_when_they_are_large() {
-    let engine = StateEngine::new(Config {
-        page_bytes: 20,
-        ..Config::default()
-    });
+    let engine = StateEngine::new(
+        Config {
+            page_bytes: 20,
+            ..Config::default()
+        },
+        Revision::ABSENT,
+    );
     for name in ["b", "a.x", "a.y", "a-z", "a.z", "c"] {
         set(&engine, name, "1");
     }
@@ -413,4 +420,87 @@ async fn a_watch_of_a_large_table_looks_at_it_step_by_step() {
         [line(ChangeKind::Set, "k.0000", "2", "1", false)]
     );
     assert!(watch.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn what_is_held_for_a_stalled_watcher_is_bounded_and_the_others_go_on() {
+    let engine = engine();
+    let value = |byte: u8| format!("\"{}\"", char::from(byte).to_string().repeat(60 << 10));
+    let keys: Vec<_> = (0..300).map(|index| format!("lamp.k{index}")).collect();
+    let rewrite = |byte| {
+        for key in &keys {
+            set(&engine, key, &value(byte));
+        }
+    };
+    rewrite(b'a');
+    let mut stalled = engine.watch(request(&[">"])).unwrap();
+    while next(&mut stalled).await != WatchItem::SnapshotEnd(Revision(300)) {}
+    let mut other = WatchRequest {
+        include_initial: false,
+        ..request(&["lamp.k299"])
+    };
+    other.watcher = plugin("other");
+    let mut other = engine.watch(other).unwrap();
+    next(&mut other).await;
+    rewrite(b'b');
+    assert_eq!(stalled.next().await, Some(Err(Error::Compacted)));
+    assert_eq!(stalled.next().await, None, "it has ended");
+    assert_eq!(told(&mut other).await.len(), 1);
+    // Who is cut off may begin anew, and is held to no more than before.
+    drop(stalled);
+    let mut anew = engine.watch(request(&["lamp.k1"])).unwrap();
+    assert_eq!(told(&mut anew).await[0].0, ChangeKind::Initial);
+    rewrite(b'c');
+    next(&mut anew).await;
+    assert_eq!(told(&mut anew).await[0].0, ChangeKind::Set);
+}
+
+#[test]
+fn no_name_takes_more_than_its_share_and_the_core_has_no_bound() {
+    let config = Config {
+        max_keys: 3,
+        max_value_bytes: 4,
+        max_owner_keys: 2,
+        max_owner_bytes: 6,
+        ..Config::default()
+    };
+    let engine = StateEngine::new(config, Revision::ABSENT);
+    let set = |name: &str, value: &'static str| {
+        let value = Bytes::from_static(value.as_bytes());
+        let done = engine.set(&Source::Operator, &key(name), value, None, None);
+        done.map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(set("lamp.a", "1234"), Ok(()));
+    assert_eq!(set("lamp.b", "1"), Ok(()));
+    assert!(set("lamp.c", "1").unwrap_err().contains("at most 2 keys"));
+    assert!(
+        set("lamp.b", "123")
+            .unwrap_err()
+            .contains("at most 6 bytes")
+    );
+    assert_eq!(set("lamp.a", "12"), Ok(()), "less is always possible");
+    assert_eq!(set("lamp.b", "123"), Ok(()), "and makes room");
+    assert_eq!(set("lampshade.a", "1"), Ok(()), "another's share");
+    assert!(set("door.a", "1").unwrap_err().contains("at most 3 keys"));
+    assert_eq!(set("core.plugin.door", "1"), Ok(()));
+    let gone = engine.delete(&Source::Operator, &key("lamp.a"), None, None);
+    assert!(gone.unwrap().existed);
+    assert_eq!(set("lamp.b", "1"), Ok(()));
+}
+
+#[test]
+fn revisions_of_earlier_starts_are_not_given_again() {
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    assert_eq!(
+        unused_revision(at(1_800_000_000)),
+        Revision(1_800_000_000_000_000)
+    );
+    let year_2020 = Revision(1_577_836_800_000_000);
+    for unset in [at(0), at(86_400), at(1_577_836_799)] {
+        assert!(unused_revision(unset) < year_2020);
+    }
+    assert_ne!(unused_revision(at(0)), unused_revision(at(0)));
+    let engine = StateEngine::new(Config::default(), Revision(7));
+    assert_eq!(set(&engine, "lamp.a", "1").revision, Revision(8));
+    assert_eq!(engine.stats().revision, Revision(8));
 }

@@ -67,12 +67,12 @@ impl Follower {
     fn read(&mut self) -> bool {
         match self.watch.next().now_or_never() {
             None => return false,
-            Some(None) => panic!("a watch has no end"),
-            Some(Some(WatchItem::SnapshotEnd(revision))) => {
+            Some(None | Some(Err(_))) => panic!("it has no end"),
+            Some(Some(Ok(WatchItem::SnapshotEnd(revision)))) => {
                 assert!(!self.live);
                 (self.live, self.told_to) = (true, revision);
             }
-            Some(Some(WatchItem::Changes(changes))) => {
+            Some(Some(Ok(WatchItem::Changes(changes)))) => {
                 assert!(!changes.is_empty());
                 changes.iter().for_each(|change| self.follow(change));
             }
@@ -117,10 +117,13 @@ struct Modelled {
 
 fn run(steps: Vec<Step>) {
     // A batch holds one or two changes, so that reading stops in the middle.
-    let engine = StateEngine::new(Config {
-        watch_batch_bytes: 280,
-        ..Config::default()
-    });
+    let engine = StateEngine::new(
+        Config {
+            watch_batch_bytes: 280,
+            ..Config::default()
+        },
+        Revision::ABSENT,
+    );
     let mut model: BTreeMap<&str, Modelled> = BTreeMap::new();
     let mut run = RunId::random();
     let mut revision = 0;

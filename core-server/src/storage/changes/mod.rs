@@ -16,14 +16,14 @@ use std::task::Waker;
 
 use super::adapter::Entry;
 use super::names::{Key, Namespace};
+use crate::budgets::Budgets;
 use crate::types::{Epoch, Revision};
 
 /// Most changes in the ring, and most bytes of their keys and values.
 pub(super) const RING_CHANGES: usize = 8_192;
 const RING_BYTES: usize = 16 << 20;
-/// Most keys of one watcher's backlog, and most bytes of those of all watchers of one owner.
+/// Most keys of one watcher's backlog; of the bytes of all of an owner's watchers, [`Budgets`] tells.
 const BACKLOG_KEYS: usize = 65_536;
-const BACKLOG_BYTES: usize = 16 << 20;
 /// A message to a watcher ends with the revision that passes one of these.
 const BATCH_CHANGES: usize = 1_000;
 const BATCH_BYTES: usize = 256 << 10;
@@ -135,26 +135,6 @@ impl Watcher {
 /// Who watches: a plugin, or the operators.
 pub(super) type Owner = Arc<str>;
 
-/// Bytes of the backlogs of each owner that has any.
-#[derive(Default)]
-struct Budgets(HashMap<Owner, usize>);
-
-impl Budgets {
-    /// What a backlog was changed to. False: now its owner has too much.
-    fn note(&mut self, owner: &Owner, before: usize, after: usize) -> bool {
-        if before == after {
-            return true;
-        }
-        let held = self.0.get(owner).copied().unwrap_or_default() + after - before;
-        if held == 0 {
-            self.0.remove(owner);
-        } else {
-            self.0.insert(Arc::clone(owner), held);
-        }
-        held <= BACKLOG_BYTES
-    }
-}
-
 /// What a watcher did not read before the ring dropped it: the newest of each key.
 #[derive(Default)]
 struct Backlog {
@@ -206,7 +186,7 @@ pub(super) struct Changes {
     /// Of the newest commit that was noted.
     last: Revision,
     watchers: HashMap<WatcherId, Watcher>,
-    budgets: Budgets,
+    budgets: Budgets<Owner>,
     by_namespace: HashMap<Namespace, Vec<WatcherId>>,
     next_id: WatcherId,
     /// Some watcher waits for a revision.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::*;
+use crate::budgets::BACKLOG_BYTES;
 use crate::types::json::Json;
 
 const EPOCH: Epoch = Epoch(7);

@@ -9,10 +9,9 @@ use rusqlite::Connection;
 
 use super::backup::findings;
 use super::connection::{self, open_error};
-use super::lock::{
-    LockFile, beside, create_directory, directory, io_error, rename_new, resolve, sync_directory,
-};
+use super::lock::{LockFile, beside, directory, io_error, rename_new, resolve, sync_directory};
 use super::{read, schema, write};
+use crate::files::{Owner, make_directories};
 use crate::storage::admin::{digest, digest_path};
 use crate::storage::clock::trusted_from;
 use crate::storage::error::OpenError;
@@ -156,6 +155,8 @@ fn any_revision(database: &Connection) -> rusqlite::Result<Revision> {
 /// too damaged for it, a crash may leave it without its log, which lies beside the copy that is kept.
 /// As long as it is not known to be through, `<database>.restoring` lies there, and no core starts.
 ///
+/// Done by root, the database belongs to whom its directory belongs to.
+///
 /// # Errors
 /// [`OpenError`]: the backup is no good, a core has the database open, no room; the database is then
 /// as it was.
@@ -167,14 +168,21 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
             source: Arc::new(super::FailedCheck(finding.clone())),
         });
     }
-    create_directory(path)?;
+    // Root may do it for a service.
+    let whose = |path: &Path| Owner::of(directory(path)).map_err(io_error("look at", path));
+    let made = make_directories(directory(path), whose(path)?);
+    made.map_err(io_error("create the directory of", path))?;
     let path = &resolve(path)?;
-    let _lock = LockFile::take(path)?;
+    let owner = whose(path)?;
+    let lock = LockFile::take(path)?;
+    if let Some(owner) = owner {
+        lock.give(owner).map_err(io_error("lock", path))?;
+    }
     check_one_name(path)?;
     let new = beside(path, RESTORING);
     remove_database(&new)?;
     let revision = next_revision(last_known(path).max(report.revision), now);
-    let made = prepare(backup, &new, revision);
+    let made = prepare(backup, &new, revision, owner);
     if let Err(error) = made {
         remove_database(&new)?;
         return Err(error);
@@ -317,7 +325,12 @@ fn next_revision(known: Revision, now: SystemTime) -> Revision {
 }
 
 /// A copy that is up to date, with a revision that nobody has seen, synced.
-fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenError> {
+fn prepare(
+    backup: &Path,
+    new: &Path,
+    revision: Revision,
+    owner: Option<Owner>,
+) -> Result<(), OpenError> {
     let failed = |source| open_error("restore", new, source);
     let source = resolve(backup)?;
     let source = connection::for_looking(&source).map_err(failed)?;
@@ -336,7 +349,12 @@ fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenErro
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
-        .and_then(|file| file.sync_all())
+        .and_then(|file| {
+            if let Some(owner) = owner {
+                owner.give(&file)?;
+            }
+            file.sync_all()
+        })
         .map_err(io_error("sync", new))
 }
 

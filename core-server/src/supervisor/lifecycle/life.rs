@@ -141,6 +141,8 @@ pub(super) enum LinkState {
 pub(super) enum End {
     /// An operator, a dependency, the core's own end: no failure.
     Asked(Note),
+    /// What its channel was opened with is worth nothing any more: nothing that went wrong in it.
+    CredentialOver(Note),
     /// By its own word.
     Bye(String),
     /// Its process left.

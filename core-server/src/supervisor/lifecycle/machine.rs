@@ -15,6 +15,9 @@ use super::{
 };
 use crate::channel::Hook;
 
+/// Why a run ended whose credential is over.
+const CREDENTIAL: &str = "credential";
+
 /// Decides; never acts. The driver performs the actions in order and feeds back what happened.
 #[must_use]
 pub fn step(state: &State, event: Event, now: Instant) -> (State, Vec<Action>) {
@@ -267,6 +270,10 @@ impl State {
             }
             RunEvent::ChannelLost => self.channel_lost(now, out),
             RunEvent::Bye(reason) => self.end_run(End::Bye(reason), Grace::Some, now, out),
+            RunEvent::CredentialOver(why) => {
+                let end = End::CredentialOver(Note::new(CREDENTIAL, why));
+                self.end_run(end, Grace::Some, now, out);
+            }
             RunEvent::OverLimit { reason, message } => {
                 let end = End::Failed(Note::new(reason, message));
                 self.end_run(end, Grace::None, now, out);
@@ -504,7 +511,16 @@ impl State {
             (Rest::WaitingDependency, _) if self.missing.is_none() => Rest::Queued,
             _ => return false,
         };
-        self.life = Life::Resting(next, Note::default());
+        // Why nobody is there is worth knowing until somebody comes.
+        let note = match &mut self.life {
+            Life::Resting(Rest::Idle, note)
+                if next == Rest::Awaited && note.reason == CREDENTIAL =>
+            {
+                std::mem::take(note)
+            }
+            _ => Note::default(),
+        };
+        self.life = Life::Resting(next, note);
         true
     }
 

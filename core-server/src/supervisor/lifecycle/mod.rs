@@ -370,6 +370,8 @@ pub enum RunEvent {
     ChannelLost,
     /// It ends by its own will.
     Bye(String),
+    /// What its channel was opened with is worth nothing any more, and why.
+    CredentialOver(String),
     /// Its process is gone, and its group with it.
     Exited(Exit),
     /// It misses heartbeats, or no longer.

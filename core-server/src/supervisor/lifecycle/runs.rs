@@ -66,7 +66,8 @@ impl State {
     /// Ends the run; what is left of its process comes next. Here alone it is decided whether that is a
     /// failure or what was asked for.
     pub(super) fn leave(&mut self, end: End, now: Instant, out: &mut Vec<Action>) {
-        let said_bye = matches!(end, End::Bye(_));
+        // Or its channel has been told already.
+        let said_bye = matches!(end, End::Bye(_) | End::CredentialOver(_));
         let end = self.reason_of(end);
         let Life::Running(run) = &self.life else {
             return;
@@ -77,6 +78,7 @@ impl State {
             End::Asked(_) if self.shutdown.is_some() => Farewell::ShuttingDown,
             End::Asked(_) if matches!(run.stage, Stage::UnloadHook(_)) => Farewell::Clean,
             End::Asked(note)
+            | End::CredentialOver(note)
             | End::Failed(note)
             | End::Unstartable(note)
             | End::Incompatible(note) => Farewell::RunEnded(note.message.clone()),
@@ -114,7 +116,7 @@ impl State {
             _ => Ended::Crash,
         };
         let (ended, note) = match end {
-            End::Asked(note) => (None, note),
+            End::Asked(note) | End::CredentialOver(note) => (None, note),
             End::Incompatible(note) => {
                 self.halted |= self.desired == PluginState::Stopped;
                 self.report(exit, note.message.clone(), ran_for, forced, now);

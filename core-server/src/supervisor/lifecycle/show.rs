@@ -98,6 +98,7 @@ impl State {
         let note = |note: &Note| (note.reason, note.message.clone());
         let end = |end: &End| match end {
             End::Asked(said)
+            | End::CredentialOver(said)
             | End::Failed(said)
             | End::Unstartable(said)
             | End::Incompatible(said) => note(said),
@@ -110,7 +111,7 @@ impl State {
             Life::Resting(Rest::Queued, _) => {
                 return ("start_slot", "it waits for its turn to start".to_owned());
             }
-            Life::Resting(Rest::Awaited, _) => {
+            Life::Resting(Rest::Awaited, said) if said.message.is_empty() => {
                 return ("remote", "it has not connected yet".to_owned());
             }
             Life::Resting(_, said) => return note(said),

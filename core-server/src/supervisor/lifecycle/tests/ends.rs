@@ -21,6 +21,10 @@ fn over_limit() -> RunEvent {
     }
 }
 
+fn credential_over() -> RunEvent {
+    RunEvent::CredentialOver("revoked".to_owned())
+}
+
 fn out_of_memory() -> RunEvent {
     RunEvent::Exited(Exit {
         signal: Some(9),
@@ -40,6 +44,7 @@ fn ends() -> Vec<(&'static str, Vec<RunEvent>)> {
         ("out of memory", vec![out_of_memory()]),
         ("bye", vec![RunEvent::Bye("enough".to_owned()), exit(1)]),
         ("bye, well", vec![RunEvent::Bye(String::new()), exit(0)]),
+        ("credential", vec![credential_over(), exit(143)]),
         ("over limit", vec![over_limit(), exit(143)]),
         ("lifeless", vec![lifeless, exit(143)]),
     ]
@@ -280,5 +285,30 @@ fn a_start_lasts_its_own_time_where_the_longest_is_no_longer() {
         assert_eq!(play.now - begin, own.timeouts.longest_start());
         assert_eq!((play.now - begin).as_secs(), lasts);
         assert_eq!(play.state.explain().0, "hook_timeout");
+    }
+}
+
+#[test]
+fn a_remote_run_whose_credential_is_over_has_not_failed_and_the_next_may_come_at_once() {
+    for mode in [RestartMode::Always, RestartMode::Never] {
+        let mut play = minimal();
+        let mut own = settings(Origin::Remote);
+        own.restart.mode = mode;
+        play.feed(Event::Renewed(own, None)).run(credential_over());
+        play.expect(PluginState::Unloaded, Phase::Connecting);
+        let why = ("credential", "revoked".to_owned());
+        assert_eq!(play.state.explain(), why, "{mode:?}");
+        assert_eq!(play.state.failures(), 0, "{mode:?}");
+        let out = play.take();
+        assert!(!out.contains(&Action::Announce(Topic::Crashed)), "{out:?}");
+        let report = play.state.last_exit().expect("its run ended");
+        assert_eq!(report.message, "revoked");
+        play.run(RunEvent::ChannelLost);
+        play.feed(Event::Opened {
+            ready: true,
+            resumable: false,
+        });
+        play.expect(PluginState::Started, Phase::Ready);
+        assert_eq!((play.state.restarts(), play.state.explain().0), (0, ""));
     }
 }

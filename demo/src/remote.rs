@@ -16,12 +16,12 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use toml::{Table, Value};
 
-use super::PATIENCE;
-use super::prepare::Home;
-use super::python::Python;
+use crate::PATIENCE;
+use crate::prepare::Home;
+use crate::python::Python;
 
 /// The remote plugin's name.
-pub(super) const NAME: &str = "sunlight_remote";
+pub(crate) const NAME: &str = "sunlight_remote";
 /// The name that its program was written with.
 const ORIGINAL: &str = "sunlight";
 /// Where its token lies, in the directory of the home.
@@ -29,7 +29,7 @@ const TOKEN: &str = "remote.token";
 const TOKEN_BYTES: usize = 32;
 
 /// Writes its program and a fresh token into `directory`; gives its table for `core.toml`.
-pub(super) fn install(directory: &Path, original: &Path) -> Result<Table> {
+pub(crate) fn install(directory: &Path, original: &Path) -> Result<Table> {
     let source = fs::read_to_string(original).with_context(|| original.display().to_string())?;
     fs::write(program(directory), renamed(&source)?).context("cannot write the remote plugin")?;
     let file = directory.join(TOKEN);
@@ -70,14 +70,14 @@ fn token() -> Result<String> {
 
 /// The running plugin.
 #[derive(Debug)]
-pub(super) struct Remote {
+pub(crate) struct Remote {
     child: Child,
     pid: Pid,
 }
 
 impl Remote {
     /// Starts it against the core at `address`. What it prints goes to the log of the home.
-    pub(super) fn start(home: &Home, python: &Python, address: &str) -> Result<Self> {
+    pub(crate) fn start(home: &Home, python: &Python, address: &str) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -110,12 +110,12 @@ impl Remote {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn ended(&mut self) -> Result<ExitStatus> {
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
         self.child.wait().await.context("cannot wait for it")
     }
 
     /// Asks it to end and waits for it.
-    pub(super) async fn stopped(&mut self) -> Result<ExitStatus> {
+    pub(crate) async fn stopped(&mut self) -> Result<ExitStatus> {
         // It may have ended just now: then there is nobody to ask.
         kill_process(self.pid, Signal::TERM).ok();
         let ended = timeout(PATIENCE, self.ended()).await;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::Workspace;
+use crate::checkout::Checkout;
 
 const REQUIREMENTS: &str = "examples/raw/python/requirements.txt";
 
@@ -18,19 +18,19 @@ const PYTHON_VARIABLE: &str = "PYTHON";
 
 /// What the Python plugin runs with.
 #[derive(Debug)]
-pub(super) struct Python {
-    pub(super) interpreter: PathBuf,
+pub(crate) struct Python {
+    pub(crate) interpreter: PathBuf,
     /// Directory of the generated stubs.
-    pub(super) stubs: PathBuf,
+    pub(crate) stubs: PathBuf,
 }
 
 /// Makes environment and stubs in `directory`, unless they are there. Errors say what is missing.
-pub(super) fn prepare(workspace: &Workspace, directory: &Path) -> Result<Python> {
+pub(crate) fn prepare(checkout: &Checkout, directory: &Path) -> Result<Python> {
     let python = Python {
         interpreter: directory.join("venv/bin/python"),
         stubs: directory.join("stubs"),
     };
-    let made_from = inputs(workspace)?;
+    let made_from = inputs(checkout)?;
     let marker = directory.join("made-from");
     if python.interpreter.exists() && fs::read(&marker).is_ok_and(|made| made == made_from) {
         return Ok(python);
@@ -57,17 +57,17 @@ pub(super) fn prepare(workspace: &Workspace, directory: &Path) -> Result<Python>
                 "--disable-pip-version-check",
             ])
             .arg("--requirement")
-            .arg(workspace.root.join(REQUIREMENTS)),
+            .arg(checkout.root.join(REQUIREMENTS)),
     )
     .with_context(|| format!("pip cannot install {REQUIREMENTS}"))?;
-    let proto = workspace.root.join("proto");
+    let proto = checkout.root.join("proto");
     quiet(
         Command::new(&python.interpreter)
             .args(["-m", "grpc_tools.protoc", "-I"])
             .arg(&proto)
             .arg(flag("--python_out=", &python.stubs))
             .arg(flag("--grpc_python_out=", &python.stubs))
-            .args(contract(workspace)?),
+            .args(checkout.contract()?),
     )
     .context("the stubs cannot be generated")?;
     fs::write(&marker, made_from).context("cannot finish the virtual environment")?;
@@ -80,24 +80,10 @@ fn flag(name: &str, path: &Path) -> std::ffi::OsString {
     flag
 }
 
-/// All files of the contract, vendored ones included.
-fn contract(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    let paths = workspace.tracked_paths()?;
-    let protos = paths
-        .iter()
-        .filter(|path| path.starts_with("proto/") && path.ends_with(".proto"));
-    Ok(protos.map(|path| workspace.root.join(path)).collect())
-}
-
 /// Everything that environment and stubs are made from.
-fn inputs(workspace: &Workspace) -> Result<Vec<u8>> {
+fn inputs(checkout: &Checkout) -> Result<Vec<u8>> {
     let mut inputs = Vec::new();
-    for path in [
-        vec![workspace.root.join(REQUIREMENTS)],
-        contract(workspace)?,
-    ]
-    .concat()
-    {
+    for path in [vec![checkout.root.join(REQUIREMENTS)], checkout.contract()?].concat() {
         inputs.extend(path.to_string_lossy().bytes());
         inputs.extend(fs::read(&path).with_context(|| path.display().to_string())?);
     }

@@ -14,27 +14,27 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
 use tokio::time::timeout;
 
-use super::PATIENCE;
-use super::client::Client;
-use super::prepare::Home;
-use crate::workspace::Workspace;
+use crate::PATIENCE;
+use crate::checkout::Checkout;
+use crate::client::Client;
+use crate::prepare::Home;
 
 /// A running core.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(crate) struct Core {
     child: Child,
     pid: Pid,
 }
 
 impl Core {
     /// Starts the core of a home.
-    pub(super) fn start(workspace: &Workspace, home: &Home) -> Result<Self> {
+    pub(crate) fn start(checkout: &Checkout, home: &Home) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(home.log())
             .context("cannot open the core's log")?;
-        let mut command = Command::new(workspace.binary("core-server"));
+        let mut command = Command::new(checkout.binary("core-server")?);
         command
             .arg("--config")
             .arg(home.config())
@@ -58,7 +58,7 @@ impl Core {
     }
 
     /// Waits until the core answers on its operator socket.
-    pub(super) async fn answers(&mut self, home: &Home) -> Result<Client> {
+    pub(crate) async fn answers(&mut self, home: &Home) -> Result<Client> {
         let connect = async {
             // The socket appears when the core is ready; there is nothing else to wait on.
             let mut every = tokio::time::interval(std::time::Duration::from_millis(50));
@@ -81,25 +81,25 @@ impl Core {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn ended(&mut self) -> Result<ExitStatus> {
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
         self.child.wait().await.context("cannot wait for the core")
     }
 
     /// Asks the core to stop.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         // It may have ended just now: then there is nobody to ask.
         kill_process(self.pid, Signal::TERM).ok();
     }
 
     /// Asks the core to stop and waits for it.
-    pub(super) async fn stopped(&mut self) -> Result<ExitStatus> {
+    pub(crate) async fn stopped(&mut self) -> Result<ExitStatus> {
         self.stop();
         let ended = timeout(PATIENCE, self.ended()).await;
         ended.context("the core does not stop")?
     }
 
     /// The core and everything that descends from it now.
-    pub(super) fn family(&self) -> Result<BTreeSet<Process>> {
+    pub(crate) fn family(&self) -> Result<BTreeSet<Process>> {
         let everybody = processes()?;
         let mut family = BTreeSet::new();
         let mut waiting = vec![self.pid.as_raw_nonzero().get()];
@@ -116,13 +116,13 @@ impl Core {
 
 /// A process: its id, and when it began, since ids are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Process {
-    pub(super) pid: i32,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
     began: u64,
 }
 
 /// Those of `family` that still live. Ended ones whose parent has not asked for them do not count.
-pub(super) fn alive(family: &BTreeSet<Process>) -> Result<Vec<Process>> {
+pub(crate) fn alive(family: &BTreeSet<Process>) -> Result<Vec<Process>> {
     let everybody = processes()?;
     let lives = |process: &&Process| everybody.iter().any(|(other, _)| other == *process);
     Ok(family.iter().filter(lives).copied().collect())

@@ -7,29 +7,24 @@ use anyhow::{Context as _, Result};
 use core_proto::v1::{IntrospectionGetInfoResponse, PluginState};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::client::{Client, describe};
-use super::core::Core;
-use super::prepare::{self, Home, Residents};
-use super::python;
-use crate::workspace::Workspace;
+use crate::checkout::Checkout;
+use crate::client::{Client, describe};
+use crate::core_process::Core;
+use crate::prepare::{self, Home, Residents};
+use crate::python;
 
 /// Prepares the home and lives in it until Ctrl-C.
-pub(super) async fn live(workspace: &Workspace) -> Result<ExitCode> {
-    let directory = workspace.target.join("demo");
-    let python = python::prepare(workspace, &directory.join("python"));
+pub(crate) async fn live(checkout: &Checkout) -> Result<ExitCode> {
+    let directory = checkout.directory()?;
+    let python = python::prepare(checkout, &directory.join("python"));
     if let Err(error) = &python {
         println!("without the Python plugin: {error:#}");
     }
-    let home = prepare::home(
-        workspace,
-        directory,
-        python.as_ref().ok(),
-        Residents::Lively,
-    )?;
+    let home = prepare::home(checkout, directory, python.as_ref().ok(), Residents::Lively)?;
     let mut signals = Signals::new()?;
-    let mut core = Core::start(workspace, &home)?;
+    let mut core = Core::start(checkout, &home)?;
     let begun = tokio::select! {
-        begun = begin(workspace, &home, &mut core) => begun,
+        begun = begin(checkout, &home, &mut core) => begun,
         () = signals.any() => Ok(()),
     };
     if let Err(error) = begun {
@@ -54,17 +49,17 @@ pub(super) async fn live(workspace: &Workspace) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-async fn begin(workspace: &Workspace, home: &Home, core: &mut Core) -> Result<()> {
+async fn begin(checkout: &Checkout, home: &Home, core: &mut Core) -> Result<()> {
     let client = core.answers(home).await?;
     if let Err(error) = started(&client, home).await {
         println!("not everything is STARTED: {error:#}");
     }
-    println!("{}", banner(workspace, home, &client.info().await?));
+    println!("{}", banner(checkout, home, &client.info().await?)?);
     Ok(())
 }
 
 /// Waits until all plugins of the home are STARTED.
-pub(super) async fn started(client: &Client, home: &Home) -> Result<String> {
+pub(crate) async fn started(client: &Client, home: &Home) -> Result<String> {
     let plugins = client
         .plugins_become(|plugins| {
             home.plugins.iter().all(|name| {
@@ -77,13 +72,13 @@ pub(super) async fn started(client: &Client, home: &Home) -> Result<String> {
     Ok(lines.join(", "))
 }
 
-fn banner(workspace: &Workspace, home: &Home, info: &IntrospectionGetInfoResponse) -> String {
-    let here = |path: PathBuf| match path.strip_prefix(&workspace.root) {
+fn banner(checkout: &Checkout, home: &Home, info: &IntrospectionGetInfoResponse) -> Result<String> {
+    let here = |path: PathBuf| match path.strip_prefix(&checkout.root) {
         Ok(relative) => relative.display().to_string(),
         Err(_) => path.display().to_string(),
     };
-    let tool = here(workspace.binary("corectl"));
-    [
+    let tool = here(checkout.binary("corectl")?);
+    let lines = [
         format!("Core Runtime {}: a small home lives here.", info.version),
         format!("  plugins   {}", home.plugins.join(", ")),
         format!("  listens   {}", info.addresses.join(", ")),
@@ -99,12 +94,12 @@ fn banner(workspace: &Workspace, home: &Home, info: &IntrospectionGetInfoRespons
         format!("            {tool} plugins list; {tool} events tail"),
         format!("            {tool} services call devices.turn_on device_id=lamp_hall level:=40"),
         "  Ctrl-C ends it.".to_owned(),
-    ]
-    .join("\n")
+    ];
+    Ok(lines.join("\n"))
 }
 
 /// The end of a log, to stand above what went wrong.
-pub(super) fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(30)..];
@@ -112,14 +107,14 @@ pub(super) fn tail(log: &Path) -> String {
 }
 
 /// Whatever asks a program to end.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -132,7 +127,7 @@ impl Signals {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn any(&mut self) {
+    pub(crate) async fn any(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use prost_types::{DescriptorProto, FileDescriptorProto};
 
-use super::{Element, enums, indexed, line_of, messages, step};
-use crate::rules::Finding;
+use crate::Finding;
+use crate::{Element, enums, indexed, line_of, messages, step};
 
 pub(super) fn check(file: &FileDescriptorProto) -> Vec<Finding> {
     let mut findings = Vec::new();

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,15 +12,14 @@ use core_proto::v1::{Event, PluginInfo, PluginState};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::Played;
-use super::client::{Client, Events};
-use super::core::{Core, alive};
-use super::home::{Signals, started, tail};
-use super::prepare::{self, Home, Residents};
-use super::python::{self, Python};
-use super::remote::{self, Remote};
-use super::tool::Tool;
-use crate::workspace::Workspace;
+use crate::checkout::Checkout;
+use crate::client::{Client, Events};
+use crate::core_process::{Core, alive};
+use crate::home::{Signals, started, tail};
+use crate::prepare::{self, Home, Residents};
+use crate::python::{self, Python};
+use crate::remote::{self, Remote};
+use crate::tool::Tool;
 
 /// The room in which the scene plays, and its lamp.
 const ROOM: &str = "hall";
@@ -28,20 +28,23 @@ const LAMP: &str = "lamp_hall";
 const LEVEL: u64 = 42;
 
 /// Plays the scene.
-pub(super) async fn play(workspace: &Workspace) -> Result<Played> {
-    let demo = workspace.target.join("demo");
-    let python = python::prepare(workspace, &demo.join("python"));
-    let home = empty_home(workspace, demo.join("scene"), python.as_ref().ok())?;
+pub(crate) async fn play(checkout: &Checkout) -> Result<ExitCode> {
+    let demo = checkout.directory()?;
+    let python = python::prepare(checkout, &demo.join("python"));
+    let home = empty_home(checkout, demo.join("scene"), python.as_ref().ok())?;
     let mut script = Script { passed: 0 };
     let mut remark = String::new();
     if let Err(error) = &python {
-        println!("SKIP  the Python plugin, as a child and remote: {error:#}");
-        // The outermost words: a summary has one line for it.
+        // The outermost words stand in a line of their own, which summaries show.
+        println!("SKIP  the Python plugin, as a child and remote: {error}");
+        for cause in error.chain().skip(1) {
+            println!("      {cause}");
+        }
         remark = format!("the Python plugins were skipped: {error}");
     }
     let mut signals = Signals::new()?;
     let played = tokio::select! {
-        played = acts(workspace, &home, &mut script, python.as_ref().ok()) => played,
+        played = acts(checkout, &home, &mut script, python.as_ref().ok()) => played,
         () = signals.any() => Err(anyhow::anyhow!("interrupted")),
     };
     match played {
@@ -55,27 +58,27 @@ pub(super) async fn play(workspace: &Workspace) -> Result<Played> {
                 "scene: failed after {} checks passed: {error:#}",
                 script.passed
             );
-            return Ok(Played::Failed);
+            return Ok(ExitCode::FAILURE);
         }
     }
-    Ok(Played::Passed { remark })
+    Ok(ExitCode::SUCCESS)
 }
 
-fn empty_home(workspace: &Workspace, directory: PathBuf, python: Option<&Python>) -> Result<Home> {
+fn empty_home(checkout: &Checkout, directory: PathBuf, python: Option<&Python>) -> Result<Home> {
     if directory.exists() {
         fs::remove_dir_all(&directory).context("cannot clear the home of the last scene")?;
     }
-    prepare::home(workspace, directory, python, Residents::Still)
+    prepare::home(checkout, directory, python, Residents::Still)
 }
 
 /// The scene. The core is killed if an act fails: it is dropped.
 async fn acts(
-    workspace: &Workspace,
+    checkout: &Checkout,
     home: &Home,
     script: &mut Script,
     python: Option<&Python>,
 ) -> Result<()> {
-    let mut core = Core::start(workspace, home)?;
+    let mut core = Core::start(checkout, home)?;
     let client = script.check("the core answers", core.answers(home)).await?;
     let mut events = client.events().await?;
     script
@@ -100,7 +103,7 @@ async fn acts(
             switched_off(&client, &mut events),
         )
         .await?;
-    let tool = Tool { workspace, home };
+    let tool = Tool { checkout, home };
     script
         .check(
             "corectl sees and steers the home",
@@ -129,7 +132,7 @@ async fn acts(
     script
         .check("the core stops cleanly", stops_cleanly(&mut core))
         .await?;
-    let mut core = Core::start(workspace, home)?;
+    let mut core = Core::start(checkout, home)?;
     let client = script
         .check("the core starts again", core.answers(home))
         .await?;

@@ -7,15 +7,15 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::PATIENCE;
-use super::prepare::Home;
-use crate::workspace::Workspace;
+use crate::PATIENCE;
+use crate::checkout::Checkout;
+use crate::prepare::Home;
 
 /// `corectl` with the core of a home as its target.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tool<'a> {
-    pub(super) workspace: &'a Workspace,
-    pub(super) home: &'a Home,
+pub(crate) struct Tool<'a> {
+    pub(crate) checkout: &'a Checkout,
+    pub(crate) home: &'a Home,
 }
 
 impl Tool<'_> {
@@ -23,9 +23,9 @@ impl Tool<'_> {
     ///
     /// # Cancel safety
     /// Cancel safe: the process is killed.
-    pub(super) async fn ends_with(self, code: i32, arguments: &[&str]) -> Result<String> {
+    pub(crate) async fn ends_with(self, code: i32, arguments: &[&str]) -> Result<String> {
         let line = arguments.join(" ");
-        let mut command = Command::new(self.workspace.binary("corectl"));
+        let mut command = Command::new(self.checkout.binary("corectl")?);
         command
             .args(arguments)
             .env(
@@ -50,12 +50,12 @@ impl Tool<'_> {
     }
 
     /// What a command prints that must succeed.
-    pub(super) async fn prints(self, arguments: &[&str]) -> Result<String> {
+    pub(crate) async fn prints(self, arguments: &[&str]) -> Result<String> {
         self.ends_with(0, arguments).await
     }
 
     /// The JSON that a command prints, which must succeed.
-    pub(super) async fn json(self, arguments: &[&str]) -> Result<Value> {
+    pub(crate) async fn json(self, arguments: &[&str]) -> Result<Value> {
         let printed = self.prints(arguments).await?;
         serde_json::from_str(&printed)
             .with_context(|| format!("`corectl {}`: not JSON: {printed}", arguments.join(" ")))

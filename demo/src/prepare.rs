@@ -1,4 +1,4 @@
-//! Building what the home needs, and laying out its directory:
+//! Laying out the directory of the home:
 //!
 //! ```text
 //! core.toml  core.log  remote.token, sunlight_remote.py (the scene's remote plugin)
@@ -10,12 +10,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use toml::{Table, Value};
 
-use super::python::Python;
-use super::remote;
-use crate::workspace::Workspace;
+use crate::checkout::Checkout;
+use crate::python::Python;
+use crate::remote;
 
 /// The Rust plugins of the home: directories with `Cargo.toml` and `plugin.toml`.
 const RUST_PLUGINS: &str = "examples/home";
@@ -36,17 +36,17 @@ host_sensors.config.thresholds.memory_percent = 0.0
 
 /// A home that is ready to be started.
 #[derive(Debug)]
-pub(super) struct Home {
-    pub(super) directory: PathBuf,
+pub(crate) struct Home {
+    pub(crate) directory: PathBuf,
     /// Holds the sockets.
-    pub(super) runtime_dir: PathBuf,
+    pub(crate) runtime_dir: PathBuf,
     /// The plugins that the core starts, in order of name.
-    pub(super) plugins: Vec<String>,
+    pub(crate) plugins: Vec<String>,
 }
 
 /// Differences between homes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Residents {
+pub(crate) enum Residents {
     /// Things happen by themselves.
     Lively,
     /// Only what a script does happens; with Python, a remote plugin may come.
@@ -54,40 +54,27 @@ pub(super) enum Residents {
 }
 
 impl Home {
-    pub(super) fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.join("core.toml")
     }
 
     /// Everything that the core and, through it, its plugins write.
-    pub(super) fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.directory.join("core.log")
     }
 
-    pub(super) fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.directory.join("data")
     }
 
-    pub(super) fn operator_socket(&self) -> PathBuf {
+    pub(crate) fn operator_socket(&self) -> PathBuf {
         self.runtime_dir.join("operator.sock")
     }
 }
 
-/// Builds the core, the tool and the plugins, with cargo's progress.
-pub(super) fn build(workspace: &Workspace) -> Result<()> {
-    let mut build = workspace.cargo(["build", "--locked"]);
-    build.args(["--package", "core-server", "--package", "corectl"]);
-    for plugin in rust_plugins(workspace)? {
-        build.args(["--package", &plugin.package]);
-    }
-    if !build.status().context("cannot run cargo build")?.success() {
-        bail!("the build failed");
-    }
-    Ok(())
-}
-
 /// Lays out a home in `directory`. Data that is there already stays.
-pub(super) fn home(
-    workspace: &Workspace,
+pub(crate) fn home(
+    checkout: &Checkout,
     directory: PathBuf,
     python: Option<&Python>,
     residents: Residents,
@@ -98,16 +85,13 @@ pub(super) fn home(
         fs::remove_dir_all(&plugins_dir).context("cannot clear the plugins directory")?;
     }
     let mut plugins = Vec::new();
-    for plugin in rust_plugins(workspace)? {
-        let binary = workspace.binary(&plugin.binary);
-        if !binary.is_file() {
-            bail!("{} is not built", binary.display());
-        }
+    for plugin in rust_plugins(checkout)? {
+        let binary = checkout.binary(&plugin.binary)?;
         let command = Table::from_iter([("command".to_owned(), text(&binary))]);
         plugins.push(install(&plugin.manifest, &plugins_dir, command)?);
     }
     if let Some(python) = python {
-        let source = workspace.root.join(PYTHON_PLUGIN);
+        let source = checkout.root.join(PYTHON_PLUGIN);
         let environment = Table::from_iter([("PYTHONPATH".to_owned(), text(&python.stubs))]);
         let command = Table::from_iter([
             ("command".to_owned(), text(&python.interpreter)),
@@ -123,7 +107,7 @@ pub(super) fn home(
     let runtime_dir = runtime_dir(&directory);
     let mut config = config(&runtime_dir, residents);
     if python.is_some() && residents == Residents::Still {
-        let program = workspace.root.join(PYTHON_PLUGIN).join("plugin.py");
+        let program = checkout.root.join(PYTHON_PLUGIN).join("plugin.py");
         let settings = remote::install(&directory, &program)?;
         let plugins = config.get_mut("plugins").and_then(Value::as_table_mut);
         plugins
@@ -204,33 +188,28 @@ fn text(path: &Path) -> Value {
 
 /// A plugin that cargo builds.
 struct RustPlugin {
-    package: String,
     binary: String,
     manifest: PathBuf,
 }
 
-fn rust_plugins(workspace: &Workspace) -> Result<Vec<RustPlugin>> {
-    let directory = workspace.root.join(RUST_PLUGINS);
+fn rust_plugins(checkout: &Checkout) -> Result<Vec<RustPlugin>> {
+    let directory = checkout.root.join(RUST_PLUGINS);
     let mut plugins = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
         let place = entry?.path();
         let (cargo, manifest) = (place.join("Cargo.toml"), place.join("plugin.toml"));
         if cargo.is_file() && manifest.is_file() {
             let text = fs::read_to_string(&cargo).with_context(|| cargo.display().to_string())?;
-            let (package, binary) = names(&text).with_context(|| cargo.display().to_string())?;
-            plugins.push(RustPlugin {
-                package,
-                binary,
-                manifest,
-            });
+            let binary = binary(&text).with_context(|| cargo.display().to_string())?;
+            plugins.push(RustPlugin { binary, manifest });
         }
     }
-    plugins.sort_by(|one, other| one.package.cmp(&other.package));
+    plugins.sort_by(|one, other| one.binary.cmp(&other.binary));
     Ok(plugins)
 }
 
-/// Names of package and binary in a `Cargo.toml`.
-fn names(cargo: &str) -> Result<(String, String)> {
+/// Name of the binary that a `Cargo.toml` makes.
+fn binary(cargo: &str) -> Result<String> {
     let cargo: Table = cargo.parse()?;
     let name = |table: &Value| table.get("name").and_then(Value::as_str).map(str::to_owned);
     let package = cargo
@@ -241,7 +220,7 @@ fn names(cargo: &str) -> Result<(String, String)> {
     let binary = binaries
         .and_then(|binaries| binaries.first())
         .and_then(name);
-    Ok((package.clone(), binary.unwrap_or(package)))
+    Ok(binary.unwrap_or(package))
 }
 
 #[cfg(test)]
@@ -265,10 +244,9 @@ mod tests {
     #[test]
     fn the_binary_is_named_like_the_package_unless_it_says_otherwise() {
         let package = "[package]\nname = \"lamp\"\n";
-        let same = ("lamp".to_owned(), "lamp".to_owned());
-        assert_eq!(names(package).expect("names"), same);
-        let other = names(&format!("{package}[[bin]]\nname = \"light\"\n")).expect("names");
-        assert_eq!(other, ("lamp".to_owned(), "light".to_owned()));
+        assert_eq!(binary(package).expect("a name"), "lamp");
+        let other = format!("{package}[[bin]]\nname = \"light\"\n");
+        assert_eq!(binary(&other).expect("a name"), "light");
     }
 
     #[test]

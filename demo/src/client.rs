@@ -16,22 +16,22 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-use super::PATIENCE;
+use crate::PATIENCE;
 
 /// A connection to the core as operator.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     channel: Channel,
 }
 
 impl Client {
-    pub(super) async fn connect(socket: &Path) -> Result<Self> {
+    pub(crate) async fn connect(socket: &Path) -> Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
         let channel = endpoint.timeout(PATIENCE).connect().await?;
         Ok(Self { channel })
     }
 
-    pub(super) async fn info(&self) -> Result<v1::IntrospectionGetInfoResponse> {
+    pub(crate) async fn info(&self) -> Result<v1::IntrospectionGetInfoResponse> {
         let mut introspection = IntrospectionClient::new(self.channel.clone());
         let answer = introspection
             .get_info(v1::IntrospectionGetInfoRequest {})
@@ -39,7 +39,7 @@ impl Client {
         Ok(answer.map_err(said)?.into_inner())
     }
 
-    pub(super) async fn plugin(&self, name: &str) -> Result<v1::PluginInfo> {
+    pub(crate) async fn plugin(&self, name: &str) -> Result<v1::PluginInfo> {
         let name = name.to_owned();
         let answer = PluginManagerClient::new(self.channel.clone())
             .get(v1::PluginManagerGetRequest { name })
@@ -52,7 +52,7 @@ impl Client {
     }
 
     /// Waits until the plugins, by name, are as `wanted`; the error tells how they are instead.
-    pub(super) async fn plugins_become(
+    pub(crate) async fn plugins_become(
         &self,
         wanted: impl Fn(&BTreeMap<String, v1::PluginInfo>) -> bool,
     ) -> Result<BTreeMap<String, v1::PluginInfo>> {
@@ -86,7 +86,7 @@ impl Client {
     }
 
     /// Calls a service; waits for its provider if it is not there at the moment.
-    pub(super) async fn call(&self, service: &str, arguments: &Value) -> Result<Value> {
+    pub(crate) async fn call(&self, service: &str, arguments: &Value) -> Result<Value> {
         let mut registry = ServiceRegistryClient::new(self.channel.clone());
         let mut request = Request::new(v1::ServiceRegistryCallRequest {
             service: service.to_owned(),
@@ -109,7 +109,7 @@ impl Client {
     }
 
     /// Waits until the state at `key` is as `wanted`; the error tells how it is instead.
-    pub(super) async fn state_becomes(
+    pub(crate) async fn state_becomes(
         &self,
         key: &str,
         wanted: impl Fn(&Value) -> bool,
@@ -144,7 +144,7 @@ impl Client {
         }
     }
 
-    pub(super) async fn stored(&self, namespace: &str, key: &str) -> Result<Option<Value>> {
+    pub(crate) async fn stored(&self, namespace: &str, key: &str) -> Result<Option<Value>> {
         let request = v1::StorageGetRequest {
             namespace: namespace.to_owned(),
             key: key.to_owned(),
@@ -157,7 +157,7 @@ impl Client {
     }
 
     /// All events, from the oldest that there is.
-    pub(super) async fn events(&self) -> Result<Events> {
+    pub(crate) async fn events(&self) -> Result<Events> {
         let oldest = v1::event_bus_subscribe_request::Start::Oldest(v1::Oldest {});
         let request = v1::EventBusSubscribeRequest {
             patterns: vec![">".to_owned()],
@@ -180,7 +180,7 @@ impl Client {
 
 /// A subscription, and all that it brought.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(crate) struct Events {
     stream: Streaming<v1::EventBusSubscribeResponse>,
     /// A scene lasts a minute or two at a few events a second.
     seen: Vec<v1::Event>,
@@ -188,12 +188,12 @@ pub(super) struct Events {
 
 impl Events {
     /// A place in the stream: what was seen so far is before it.
-    pub(super) fn mark(&self) -> usize {
+    pub(crate) fn mark(&self) -> usize {
         self.seen.len()
     }
 
     /// The first event after `mark` that is `wanted`, seen already or still to come.
-    pub(super) async fn after(
+    pub(crate) async fn after(
         &mut self,
         mark: usize,
         wanted: impl Fn(&v1::Event) -> bool,
@@ -224,7 +224,7 @@ impl Events {
 }
 
 /// One line about a plugin.
-pub(super) fn describe(plugin: &v1::PluginInfo) -> String {
+pub(crate) fn describe(plugin: &v1::PluginInfo) -> String {
     let state = plugin
         .state()
         .as_str_name()

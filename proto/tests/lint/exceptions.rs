@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::rules::Finding;
+use crate::Finding;
 
 /// The full name of an element, or `*` and how it ends; and the reason.
 pub(super) type Exception = (&'static str, &'static str);
@@ -97,7 +97,7 @@ impl Exceptions {
             Finding::new(
                 *pattern,
                 0,
-                "needs no exception in proto_lint/exceptions.rs any more",
+                "needs no exception in tests/lint/exceptions.rs any more",
             )
         };
         unused.map(finding).collect()

@@ -6,8 +6,8 @@ use prost_types::{
     SourceCodeInfo,
 };
 
-use super::exceptions::Exceptions;
-use super::{lint, step};
+use crate::exceptions::Exceptions;
+use crate::{lint, step};
 
 fn field(name: &str, number: i32) -> FieldDescriptorProto {
     FieldDescriptorProto {

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use prost_types::FileDescriptorProto;
 
-use super::{enums, indexed, line_of, location, messages, step};
-use crate::rules::Finding;
+use crate::Finding;
+use crate::{enums, indexed, line_of, location, messages, step};
 
 pub(super) fn check(file: &FileDescriptorProto) -> Vec<Finding> {
     let mut findings = Vec::new();
