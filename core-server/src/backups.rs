@@ -27,6 +27,13 @@ pub(crate) fn verify(path: &Path) -> ExitCode {
     for finding in &report.findings {
         tell(&format!("{}: {finding}", path.display()));
     }
+    if let Some(finding) = &report.miscounted {
+        tell(&format!(
+            "{}: {finding}; a restore counts anew",
+            path.display()
+        ));
+    }
+    let is_whole = report.findings.is_empty() && report.miscounted.is_none();
     let digest = match (report.has_digest, report.findings.is_empty()) {
         (true, true) => "; its SHA-256 is that of its .sha256 file",
         _ => "",
@@ -39,7 +46,7 @@ pub(crate) fn verify(path: &Path) -> ExitCode {
         report.keys,
         report.bytes
     ));
-    if report.findings.is_empty() {
+    if is_whole {
         ExitCode::Clean
     } else {
         ExitCode::Internal

@@ -8,8 +8,8 @@ use core_proto::v1::storage_change::Kind;
 use core_proto::v1::{
     StorageAdminBackupRequest, StorageAdminCheckRequest, StorageAdminDropNamespaceRequest,
     StorageAdminExportRequest, StorageAdminImportRequest, StorageAdminListNamespacesRequest,
-    StorageAdminSetQuotaRequest, StorageChange, StorageNamespaceUsage, StorageUsageRequest,
-    StorageWatchRequest, StorageWatchResponse,
+    StorageAdminSetQuotaRequest, StorageChange, StorageNamespaceUsage, StorageOwnerUsage,
+    StorageUsageRequest, StorageWatchRequest, StorageWatchResponse,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -39,11 +39,50 @@ struct UsageView {
     bytes: u64,
     max_keys: u64,
     max_bytes: u64,
+    /// A core that does not tell it is older.
+    owner: Option<OwnerView>,
+}
+
+/// The JSON shape of what all namespaces of an owner hold together.
+#[derive(Debug, Serialize)]
+struct OwnerView {
+    name: String,
+    namespaces: u64,
+    keys: u64,
+    bytes: u64,
+    max_keys: u64,
+    max_bytes: u64,
+}
+
+impl From<StorageOwnerUsage> for OwnerView {
+    fn from(owner: StorageOwnerUsage) -> Self {
+        Self {
+            name: owner.name,
+            namespaces: owner.namespaces,
+            keys: owner.keys,
+            bytes: owner.bytes,
+            max_keys: owner.max_keys,
+            max_bytes: owner.max_bytes,
+        }
+    }
+}
+
+/// The same in words.
+fn together(owner: &StorageOwnerUsage) -> String {
+    format!(
+        "{}: {} of {} keys, {} of {} bytes",
+        owner.name,
+        owner.keys,
+        limit(owner.max_keys),
+        owner.bytes,
+        limit(owner.max_bytes)
+    )
 }
 
 impl From<StorageNamespaceUsage> for UsageView {
     fn from(usage: StorageNamespaceUsage) -> Self {
         Self {
+            owner: usage.owner.map(OwnerView::from),
             namespace: usage.namespace,
             keys: usage.keys,
             bytes: usage.bytes,
@@ -190,7 +229,7 @@ async fn usage(core: &Core, namespace: Option<&str>, output: &mut Output) -> Res
             .iter()
             .try_for_each(|usage| output.line(&usage.namespace)),
         Form::Table => {
-            let mut table = Table::new(["NAMESPACE", "KEYS", "OF", "BYTES", "OF"]);
+            let mut table = Table::new(["NAMESPACE", "KEYS", "OF", "BYTES", "OF", "OWNER"]);
             for usage in &found {
                 table.row([
                     Cell::from(&usage.namespace),
@@ -198,6 +237,11 @@ async fn usage(core: &Core, namespace: Option<&str>, output: &mut Output) -> Res
                     limit(usage.max_keys).into(),
                     usage.bytes.to_string().into(),
                     limit(usage.max_bytes).into(),
+                    usage
+                        .owner
+                        .as_ref()
+                        .map_or_else(String::new, together)
+                        .into(),
                 ]);
             }
             output.table(&table, "nothing is stored")
@@ -225,6 +269,7 @@ async fn quota(
         namespace: &'a str,
         max_keys: u64,
         max_bytes: u64,
+        owner: Option<OwnerView>,
     }
     let question = StorageAdminSetQuotaRequest {
         namespace: namespace.to_owned(),
@@ -242,13 +287,24 @@ async fn quota(
             namespace,
             max_keys: set.max_keys,
             max_bytes: set.max_bytes,
+            owner: set.owner.map(OwnerView::from),
         }),
         Form::Quiet => Ok(()),
-        Form::Table => output.cells(&[
-            namespace.into(),
-            format!("{} keys", limit(set.max_keys)).into(),
-            format!("{} bytes", limit(set.max_bytes)).into(),
-        ]),
+        Form::Table => {
+            output.cells(&[
+                namespace.into(),
+                format!("{} keys", limit(set.max_keys)).into(),
+                format!("{} bytes", limit(set.max_bytes)).into(),
+            ])?;
+            match &set.owner {
+                // Its own bounds are those of all below it.
+                Some(owner) if owner.name != namespace => output.cells(&[
+                    Cell::new("all of its owner together", Tone::Faint),
+                    together(owner).into(),
+                ]),
+                _ => Ok(()),
+            }
+        }
     }
 }
 

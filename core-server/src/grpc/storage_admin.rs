@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::storage::usage;
+use super::convert::storage::{owner_usage, usage};
 use super::convert::{BadField, page_size};
 use super::{DEFAULT_TIMEOUT, gate, status, unary};
 use crate::error::{Classify as _, Failure, chain};
@@ -130,10 +130,11 @@ impl storage_admin_server::StorageAdmin for Api {
             };
             self.note(&caller, "StorageAdmin/SetQuota", namespace.as_str());
             let deadline = deadline(&caller, DEFAULT_TIMEOUT);
-            let quota = self.storage.set_quota(&namespace, own, deadline).await?;
+            let set = self.storage.set_quota(&namespace, own, deadline).await?;
             Ok(v1::StorageAdminSetQuotaResponse {
-                max_keys: quota.keys,
-                max_bytes: quota.bytes,
+                max_keys: set.quota.keys,
+                max_bytes: set.quota.bytes,
+                owner: Some(owner_usage(&set.owned)),
             })
         })
         .await

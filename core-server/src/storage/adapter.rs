@@ -255,6 +255,43 @@ pub struct Snapshot {
     pub revision: Revision,
 }
 
+/// What the entries of a [`StorageAdapter::get_many`] weigh: the bytes of keys and values that have not expired.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    now: SystemTime,
+    max_bytes: usize,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Weight {
+    /// Of none, by the store's clock.
+    #[must_use]
+    pub fn new(now: SystemTime, max_bytes: usize) -> Self {
+        Self {
+            now,
+            max_bytes,
+            entries: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Adds an entry. Whether they are too much now, which one alone never is.
+    pub fn add(&mut self, entry: &Entry) -> bool {
+        if !entry.is_expired(self.now) {
+            self.entries += 1;
+            self.bytes += entry.key.as_str().len() + entry.value.bytes().len();
+        }
+        self.entries > 1 && self.bytes > self.max_bytes
+    }
+
+    /// The bytes of all that were added.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// What an adapter is, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterInfo {
@@ -332,7 +369,8 @@ pub trait StorageAdapter: Send + Sync + 'static {
     /// [`Fault`].
     fn get(&self, namespace: &Namespace, key: &Key) -> Result<Option<Entry>, Fault>;
 
-    /// Reads several keys from one snapshot.
+    /// Reads several keys from one snapshot. It may end after the entry with which the [`Weight`] is too much,
+    /// and does not end before.
     ///
     /// # Errors
     /// [`Fault`]; [`Fault::OutOfTime`] when `deadline` passes.
@@ -340,6 +378,7 @@ pub trait StorageAdapter: Send + Sync + 'static {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        weight: Weight,
         deadline: Instant,
     ) -> Result<Snapshot, Fault>;
 
@@ -365,13 +404,8 @@ pub trait StorageAdapter: Send + Sync + 'static {
         terms: &Terms<'_>,
     ) -> Result<Vec<Result<Applied, Rejection>>, CommitFault>;
 
-    /// What a namespace holds, expired entries that were not removed yet included.
-    ///
-    /// # Errors
-    /// [`Fault`].
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault>;
-
-    /// The namespaces that hold anything, in order of their names.
+    /// The namespaces that hold anything, in order of their names, and what each holds: expired entries that
+    /// were not removed yet included. One snapshot.
     ///
     /// # Errors
     /// [`Fault`].

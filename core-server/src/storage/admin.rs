@@ -1,5 +1,6 @@
 //! What operators do with the store: usage, quotas, dropping a namespace, backup, check.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use super::adapter::{CopyFault, Op, StorageAdapter, Stretch};
 use super::config::Config;
 use super::error::{Error, Fault};
 use super::names::{Direction, KeyRange, Namespace};
-use super::quota::{CORE_NAMESPACE, OwnQuota, Quota, Quotas, Usage, key_of};
+use super::quota::{
+    CORE_NAMESPACE, OwnQuota, Owned, Quota, Quotas, Usage, key_of, of_owner, owner,
+};
 use super::request::{Apply, MAX_OPS, MAX_PAGE_SIZE, Query};
 use super::sqlite::lock::rename_new;
 use super::writer::Shared;
@@ -29,6 +32,41 @@ pub struct NamespaceUsage {
     pub usage: Usage,
     /// What it may hold.
     pub quota: Quota,
+    /// What all namespaces of its owner hold, it included.
+    pub owned: OwnerUsage,
+}
+
+/// What all namespaces of one owner hold together, and may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerUsage {
+    /// The first part of their names.
+    pub owner: String,
+    /// What they hold.
+    pub held: Owned,
+    /// What they may hold.
+    pub quota: Quota,
+}
+
+/// Where a namespace stands among all.
+fn usage_of(
+    namespace: &Namespace,
+    all: &BTreeMap<Namespace, Usage>,
+    quotas: &Quotas,
+) -> NamespaceUsage {
+    let mut held = Owned::default();
+    for (_, usage) in of_owner(all, namespace) {
+        held.add(*usage);
+    }
+    NamespaceUsage {
+        namespace: namespace.clone(),
+        usage: all.get(namespace).copied().unwrap_or_default(),
+        quota: quotas.of(namespace),
+        owned: OwnerUsage {
+            owner: owner(namespace).to_owned(),
+            held,
+            quota: quotas.of_owner(namespace),
+        },
+    }
 }
 
 /// A copy that was made.
@@ -53,16 +91,9 @@ impl Storage {
     /// # Cancel safety
     /// Nothing is lost but the answer.
     pub async fn usage(&self, namespace: &Namespace) -> Result<NamespaceUsage, Error> {
-        let of = namespace.clone();
-        let usage = self
-            .read(move |shared, _| shared.adapter.usage(&of))
-            .await?;
-        let quota = self.inner.shared.quotas.read().of(namespace);
-        Ok(NamespaceUsage {
-            namespace: namespace.clone(),
-            usage,
-            quota,
-        })
+        let all = self.read(|shared, _| shared.adapter.namespaces()).await?;
+        let all = all.into_iter().collect();
+        Ok(usage_of(namespace, &all, &self.inner.shared.quotas.read()))
     }
 
     /// The same of all namespaces that hold anything, in order of their names; the core's own too.
@@ -73,22 +104,21 @@ impl Storage {
     /// # Cancel safety
     /// Nothing is lost but the answer.
     pub async fn namespaces(&self) -> Result<Vec<NamespaceUsage>, Error> {
-        let used = self.read(|shared, _| shared.adapter.namespaces()).await?;
+        let all = self.read(|shared, _| shared.adapter.namespaces()).await?;
+        let all = all.into_iter().collect();
         let quotas = self.inner.shared.quotas.read();
+        let used = BTreeMap::keys(&all);
         Ok(used
-            .into_iter()
-            .map(|(namespace, usage)| NamespaceUsage {
-                quota: quotas.of(&namespace),
-                namespace,
-                usage,
-            })
+            .map(|namespace| usage_of(namespace, &all, &quotas))
             .collect())
     }
 
-    /// Sets what a namespace may hold. It may be less than what it holds: then only growth is refused.
+    /// Sets what a namespace may hold. It may be less than what it holds: then only growth is refused. What holds
+    /// for its owner goes on to hold; where it has the owner's name, that is what is set. Answers as
+    /// [`Self::usage`].
     ///
     /// # Errors
-    /// Those of [`Self::apply`].
+    /// Those of [`Self::apply`] and [`Self::get`].
     ///
     /// # Cancel safety
     /// The write goes on.
@@ -97,7 +127,7 @@ impl Storage {
         namespace: &Namespace,
         own: OwnQuota,
         deadline: Instant,
-    ) -> Result<Quota, Error> {
+    ) -> Result<NamespaceUsage, Error> {
         let key = key_of(namespace);
         let core = Namespace::parse(CORE_NAMESPACE)?;
         if own == OwnQuota::default() {
@@ -106,7 +136,7 @@ impl Storage {
             let text = serde_json::to_vec(&own).expect("two numbers are JSON");
             self.set(&core, key, text.into(), None, deadline).await?;
         }
-        Ok(self.inner.shared.quotas.read().of(namespace))
+        self.usage(namespace).await
     }
 
     /// Removes all that a namespace holds, some keys at a time: who watches hears of each. Not one

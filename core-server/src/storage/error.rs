@@ -349,6 +349,18 @@ pub enum OpenError {
         /// ` (process N)`, where known.
         holder: String,
     },
+    /// The file has a second name, a hard link.
+    #[error(
+        "{path} has {names} names (hard links): a core that opens it under another one would not see this \
+         one's lock, and both would damage it. Remove the others (`find DIRECTORY -samefile {path}` \
+         names them), or copy the file while no core runs"
+    )]
+    SecondName {
+        /// The database.
+        path: PathBuf,
+        /// How many it has.
+        names: u64,
+    },
     /// Another process, no core, holds SQLite's lock.
     #[error("{path} is locked by another process; close what has it open and start again")]
     Locked {

@@ -77,9 +77,10 @@ impl StorageAdapter for Faulty {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        weight: Weight,
         deadline: Instant,
     ) -> Result<Snapshot, Fault> {
-        self.inner.get_many(namespace, keys, deadline)
+        self.inner.get_many(namespace, keys, weight, deadline)
     }
 
     fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {
@@ -120,10 +121,6 @@ impl StorageAdapter for Faulty {
                 .map(|_| Err(Rejection::DiskFull(disk_on_fire())))
                 .collect()),
         }
-    }
-
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        self.inner.usage(namespace)
     }
 
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {

@@ -16,7 +16,7 @@ use super::adapter::{Entry, Op};
 use super::clock::MAX_TTL;
 use super::error::Error;
 use super::names::{Key, Namespace};
-use super::quota::is_quota;
+use super::quota::{CORE_NAMESPACE, OwnQuota, is_quota};
 use super::request::{Apply, MAX_APPLY_BYTES, MAX_OPS, MAX_PAGE_SIZE, Query};
 use crate::error::{Classify, ErrorKind, Outcome, Reason};
 
@@ -75,7 +75,10 @@ impl Exporter {
             Some(namespace) => VecDeque::from([namespace]),
             None => {
                 let all = storage.namespaces().await?;
-                all.into_iter().map(|used| used.namespace).collect()
+                let mut all: Vec<_> = all.into_iter().map(|used| used.namespace).collect();
+                // What bounds the others comes before them, or an import would bound them by the defaults.
+                all.sort_by_key(|namespace| namespace.as_str() != CORE_NAMESPACE);
+                all.into()
             }
         };
         Ok(Self {
@@ -154,7 +157,7 @@ pub enum ImportError {
     /// One is no entry.
     #[error("line {line} is no entry: {problem}")]
     BadLine {
-        /// Which, counted from 1.
+        /// Which, counted from 1; blank ones count.
         line: u64,
         /// What is wrong with it.
         problem: String,
@@ -168,9 +171,9 @@ pub enum ImportError {
         why: String,
     },
     /// The store refused it.
-    #[error("the lines up to {line} could not be written")]
+    #[error("line {line} was not written; those before it are")]
     Refused {
-        /// The last line of what was refused, counted from 1.
+        /// Which, counted from 1. If the outcome is unknown, it and lines after it may be written all the same.
         line: u64,
         /// Why.
         #[source]
@@ -230,7 +233,10 @@ pub struct Importer {
     entries: u64,
     expired: u64,
     namespace: Option<Namespace>,
+    /// Of lines that are written together.
     ops: Vec<Op>,
+    /// Where each of them stands.
+    lines: Vec<u64>,
     keys: HashSet<Key>,
     bytes: usize,
 }
@@ -251,6 +257,7 @@ impl Importer {
             expired: 0,
             namespace: None,
             ops: Vec::new(),
+            lines: Vec::new(),
             keys: HashSet::new(),
             bytes: 0,
         }
@@ -271,13 +278,15 @@ impl Importer {
     /// Writes some whole lines. When it returns all of them are on disk.
     ///
     /// # Errors
-    /// [`ImportError`]; the lines before the one that it names are written.
+    /// [`ImportError`]; the lines before the one that it names are written, and neither it nor those after it,
+    /// unless its outcome is unknown. Blank lines are passed by.
     pub async fn take(&mut self, lines: &[u8]) -> Result<(), ImportError> {
-        for line in lines.split(|byte| *byte == b'\n') {
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            self.line += 1;
+            let line = line.trim_ascii();
             if line.is_empty() {
                 continue;
             }
-            self.line += 1;
             match self.read(line) {
                 Ok(Some((namespace, op))) => {
                     if !is_quota(&namespace, op.key())
@@ -311,6 +320,10 @@ impl Importer {
             (None, Some(text)) => Bytes::from(text),
             _ => return Err("one of `value` and `text` is needed".to_owned()),
         };
+        if is_quota(&namespace, &key) {
+            let quota = serde_json::from_slice::<OwnQuota>(&value);
+            quota.map_err(|error| format!("it is no quota: {error}"))?;
+        }
         let op = Op::set(key, value).map_err(|error| crate::error::chain(&error))?;
         let Some(expires_at) = line.expires_at else {
             return Ok(Some((namespace, op)));
@@ -337,32 +350,47 @@ impl Importer {
         self.bytes += bytes;
         self.keys.insert(op.key().clone());
         self.ops.push(op);
+        self.lines.push(self.line);
         Ok(())
     }
 
+    /// Together, or, if that is refused, one by one, up to the line whose fault it is.
     async fn flush(&mut self) -> Result<(), ImportError> {
-        let ops = std::mem::take(&mut self.ops);
+        let (ops, lines) = (
+            std::mem::take(&mut self.ops),
+            std::mem::take(&mut self.lines),
+        );
         self.keys.clear();
         self.bytes = 0;
-        let Some(namespace) = self.namespace.take().filter(|_| !ops.is_empty()) else {
+        let (Some(namespace), Some(first)) = (self.namespace.take(), lines.first()) else {
             return Ok(());
         };
+        let Err(source) = self.write(&namespace, ops.clone()).await else {
+            return Ok(());
+        };
+        if ops.len() == 1 || source.outcome() != Outcome::NotApplied {
+            let line = *first;
+            return Err(ImportError::Refused { line, source });
+        }
+        for (op, line) in ops.into_iter().zip(lines) {
+            let written = self.write(&namespace, vec![op]).await;
+            written.map_err(|source| ImportError::Refused { line, source })?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, namespace: &Namespace, ops: Vec<Op>) -> Result<(), Error> {
         let count = ops.len() as u64;
         let apply = Apply {
-            namespace,
+            namespace: namespace.clone(),
             checks: Vec::new(),
             ops,
             after_commit: None,
             after_commit_bytes: 0,
         };
-        let written = self
-            .storage
+        self.storage
             .apply(apply, Instant::now() + WRITE_TIMEOUT)
-            .await;
-        written.map_err(|source| ImportError::Refused {
-            line: self.line,
-            source,
-        })?;
+            .await?;
         self.entries += count;
         Ok(())
     }

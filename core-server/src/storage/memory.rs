@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::adapter::{
     AdapterInfo, Applied, Commit, CommitFault, CopyFault, Due, Entry, Found, Gather, Moment, Op,
-    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep, has_passed,
+    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep, Weight, has_passed,
 };
 use super::error::Fault;
 use super::names::{Direction, Key, Namespace};
@@ -188,12 +188,19 @@ impl StorageAdapter for MemoryAdapter {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        mut weight: Weight,
         _deadline: Instant,
     ) -> Result<Snapshot, Fault> {
         let tables = self.tables.read();
-        let entries = keys.iter().filter_map(|key| tables.entry(namespace, key));
+        let mut entries = Vec::with_capacity(keys.len());
+        for entry in keys.iter().filter_map(|key| tables.entry(namespace, key)) {
+            entries.push(entry.clone());
+            if weight.add(entry) {
+                break;
+            }
+        }
         Ok(Snapshot {
-            entries: entries.cloned().collect(),
+            entries,
             revision: tables.revision,
         })
     }
@@ -221,12 +228,6 @@ impl StorageAdapter for MemoryAdapter {
             .iter()
             .map(|commit| tables.apply(commit, terms))
             .collect())
-    }
-
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        let tables = self.tables.read();
-        let table = tables.namespaces.get(namespace);
-        Ok(table.map_or_else(Usage::default, |table| table.usage))
     }
 
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {

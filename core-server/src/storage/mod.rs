@@ -87,9 +87,9 @@ use tokio::time::{Instant, timeout_at};
 pub use crate::types::json::{Json, NotJson};
 pub use adapter::{
     AdapterInfo, Applied, Check, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op,
-    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
+    Rejection, Snapshot, StorageAdapter, Stretch, Terms, Upkeep, Weight,
 };
-pub use admin::{Backup, NamespaceUsage};
+pub use admin::{Backup, NamespaceUsage, OwnerUsage};
 pub(crate) use admin::{digest, digest_path};
 pub use changes::{Change, Cursor, What};
 pub use clock::MAX_TTL;
@@ -227,23 +227,38 @@ impl Storage {
         .await
     }
 
-    /// Reads 1 to [`MAX_GET_KEYS`] keys from one snapshot.
+    /// Reads 1 to [`MAX_GET_KEYS`] keys from one snapshot. Together they may have [`MAX_PAGE_BYTES`]; one alone
+    /// may be as large as it is.
     ///
     /// # Errors
-    /// [`Error::BadField`], and those of [`Self::get`].
+    /// [`Error::BadField`], [`Error::TooLarge`], and those of [`Self::get`].
     ///
     /// # Cancel safety
     /// Nothing is lost but the answer.
     pub async fn get_many(&self, namespace: &Namespace, keys: &[Key]) -> Result<Snapshot, Error> {
         check_keys(keys)?;
         let (namespace, keys) = (namespace.clone(), keys.to_vec());
-        self.read(move |shared, deadline| {
+        let read = self.read(move |shared, deadline| {
             let now = shared.clock.now();
-            let mut snapshot = shared.adapter.get_many(&namespace, &keys, deadline)?;
+            let mut weight = Weight::new(now, MAX_PAGE_BYTES);
+            let adapter = &shared.adapter;
+            let mut snapshot = adapter.get_many(&namespace, &keys, weight, deadline)?;
             snapshot.entries.retain(|entry| !entry.is_expired(now));
-            Ok(snapshot)
-        })
-        .await
+            let mut too_much = false;
+            for entry in &snapshot.entries {
+                too_much |= weight.add(entry);
+            }
+            Ok((snapshot, too_much.then(|| weight.bytes())))
+        });
+        match read.await? {
+            (snapshot, None) => Ok(snapshot),
+            (_, Some(size_bytes)) => Err(Error::TooLarge {
+                field: "keys",
+                what: "what these keys hold is too much at once, ask for fewer: it".to_owned(),
+                size_bytes,
+                limit_bytes: MAX_PAGE_BYTES,
+            }),
+        }
     }
 
     /// Reads a page of keys, in the order of their bytes.

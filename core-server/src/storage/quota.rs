@@ -162,7 +162,24 @@ impl Quotas {
                 bytes: u64::MAX,
             };
         }
-        let own = self.own.get(namespace).copied().unwrap_or_default();
+        self.kept(namespace.as_str())
+    }
+
+    /// The bounds of all namespaces together that have the owner of this one. The core has none but the
+    /// store's.
+    #[must_use]
+    pub fn of_owner(&self, namespace: &Namespace) -> Quota {
+        match owner(namespace) {
+            CORE_NAMESPACE => Quota {
+                keys: u64::MAX,
+                bytes: u64::MAX,
+            },
+            owner => self.kept(owner),
+        }
+    }
+
+    fn kept(&self, name: &str) -> Quota {
+        let own = self.own.get(name).copied().unwrap_or_default();
         Quota {
             keys: own.keys.unwrap_or(self.default.keys),
             bytes: own.bytes.unwrap_or(self.default.bytes),
@@ -209,8 +226,7 @@ impl Quotas {
         owned: Owned,
         growth: Growth,
     ) -> Result<(), OverQuota> {
-        let owner = owner(namespace).to_owned();
-        let own = self.own.get(owner.as_str()).copied().unwrap_or_default();
+        let (owner, quota) = (owner(namespace).to_owned(), self.of_owner(namespace));
         let beyond = |held: u64, growth: i64, limit: u64| {
             growth > 0 && held.saturating_add_signed(growth) > limit
         };
@@ -218,11 +234,11 @@ impl Quotas {
             let limit = MAX_NAMESPACES;
             return Err(OverQuota::Namespaces { owner, limit });
         }
-        let limit = own.keys.unwrap_or(self.default.keys);
+        let limit = quota.keys;
         if beyond(owned.usage.keys, growth.keys, limit) {
             return Err(OverQuota::OwnerKeys { owner, limit });
         }
-        let limit = own.bytes.unwrap_or(self.default.bytes);
+        let limit = quota.bytes;
         if beyond(owned.usage.bytes, growth.bytes, limit) {
             return Err(OverQuota::OwnerBytes { owner, limit });
         }
@@ -252,7 +268,7 @@ impl Quotas {
 }
 
 /// The first part of a namespace's name.
-fn owner(namespace: &Namespace) -> &str {
+pub(super) fn owner(namespace: &Namespace) -> &str {
     let name = namespace.as_str();
     name.split_once('.').map_or(name, |(owner, _)| owner)
 }

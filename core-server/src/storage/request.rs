@@ -18,7 +18,7 @@ pub const MAX_GET_KEYS: usize = 100;
 pub const MAX_PAGE_SIZE: usize = 1_000;
 /// Length of a page when nothing is said.
 pub const DEFAULT_PAGE_SIZE: usize = 100;
-/// A page of entries ends before it passes this.
+/// A page of entries ends before it passes this; a `GetMany` that would is refused.
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// Runs after the commit, on the writer's thread, before the answer. See [`Apply::after_commit`].

@@ -215,16 +215,28 @@ fn usage_and_quotas_are_shown_and_set() {
     let core = FakeCore::start();
     let all = corectl(&core, &["storage", "usage"]).ok();
     let expected = [
-        "NAMESPACE KEYS OF BYTES OF",
-        "core 2 - 30 100",
-        "lamp 2 9 30 100",
-        "notes 2 7 30 100",
+        "NAMESPACE KEYS OF BYTES OF OWNER",
+        "core 2 - 30 100 core: 5 of 5 keys, 90 of - bytes",
+        "lamp 2 9 30 100 lamp: 5 of 5 keys, 90 of - bytes",
+        "notes 2 7 30 100 notes: 5 of 5 keys, 90 of - bytes",
     ];
     assert_eq!(words(&all), expected);
     let one = corectl(&core, &["storage", "usage", "mine", "--json"]).json();
     assert_eq!(one["namespaces"][0]["namespace"], "mine");
     let set = corectl(&core, &["storage", "quota", "mine", "--keys", "5"]).ok();
     assert_eq!(words(&set), ["mine 5 keys 67108864 bytes"]);
+    let below = ["storage", "quota", "mine.a", "--keys", "1000"];
+    let set = corectl(&core, &below).ok();
+    let expected = [
+        "mine.a 1000 keys 67108864 bytes",
+        "all of its owner together mine: 5 of 5 keys, 90 of - bytes",
+    ];
+    assert_eq!(words(&set), expected);
+    let set = corectl(&core, &[&below[..], &["--json"]].concat()).json();
+    assert_eq!(
+        (&set["max_keys"], &set["owner"]["max_keys"]),
+        (&json!(1_000), &json!(5))
+    );
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::tracer::Tracer;
 
 /// Size of the file system that is filled.
 const DISK: &str = "64m";
+/// Size of one that the database fills by itself.
+const SMALL_DISK: &str = "28m";
 /// A value that needs room.
 const LARGE_BYTES: usize = 100_000;
 /// Writes that are tried on the full disk.
@@ -26,7 +28,7 @@ const TRIES: usize = 20;
 
 pub(crate) async fn full(row: Row) -> Result<()> {
     let place = tempfile::tempdir().context("a directory")?;
-    let Some(disk) = Disk::mount(place.path()).await else {
+    let Some(disk) = Disk::mount(place.path(), DISK).await else {
         row.skip("no file system can be mounted here");
         return Ok(());
     };
@@ -130,7 +132,56 @@ pub(crate) async fn full(row: Row) -> Result<()> {
     home.stop(&row).await;
     no_room_to_migrate(&row, &disk, &database).await?;
     drop(disk);
+    all_deleted(&row).await?;
     over_quota(&row).await
+}
+
+/// The database itself fills the disk. Then deletes are all that can make room, and they must do: with a
+/// reserve, and where somebody removed it and took its place.
+async fn all_deleted(row: &Row) -> Result<()> {
+    let place = tempfile::tempdir().context("a directory")?;
+    let Some(disk) = Disk::mount(place.path(), SMALL_DISK).await else {
+        row.skip_part("no second file system can be mounted here");
+        return Ok(());
+    };
+    let database = disk.path.join("runtime.db");
+    let core_toml = format!("[storage]\npath = {:?}\n", database.display().to_string());
+    let mut core = Home::prepare(&core_toml, &[]);
+    let operator = core.start().await;
+    let large = format!("\"{}\"", "x".repeat(LARGE_BYTES));
+    for what in ["with a reserve", "without a reserve"] {
+        if what == "without a reserve" {
+            std::fs::remove_file(beside(&database, ".reserve")).context("the reserve")?;
+            disk.fill_but(1 << 20)?;
+        }
+        let mut written = 0;
+        let refused = loop {
+            match operator.store("n", &format!("l{written}"), &large).await {
+                Ok(_) => written += 1,
+                Err(status) => break Told::by(&status),
+            }
+        };
+        row.require(
+            refused.reason == "DISK_LOW" && written > 20,
+            format!("{what}: the disk is full after {written} writes: {refused:?}"),
+        );
+        let drop = core_proto::v1::StorageAdminDropNamespaceRequest {
+            namespace: "n".to_owned(),
+        };
+        let dropped = operator.storage_admin().drop_namespace(drop).await;
+        let dropped = dropped.map(|answer| answer.into_inner().removed);
+        row.require(
+            matches!(dropped, Ok(removed) if removed == written),
+            format!("{what}: all is deleted: {dropped:?}, of {written}"),
+        );
+        let again = operator.store("m", "again", "1").await;
+        row.require(
+            again.is_ok(),
+            format!("{what}: it works again when all is deleted: {again:?}"),
+        );
+    }
+    core.kill().await;
+    Ok(())
 }
 
 /// An older core's database, on a disk without room for the copy that is made before it is changed.
@@ -237,10 +288,10 @@ struct Disk {
 }
 
 impl Disk {
-    async fn mount(path: &Path) -> Option<Self> {
+    async fn mount(path: &Path, size: &str) -> Option<Self> {
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o"])
-            .arg(format!("size={DISK},mode=700"))
+            .arg(format!("size={size},mode=700"))
             .arg("core-faults")
             .arg(path)
             .stdin(Stdio::null())
@@ -260,6 +311,19 @@ impl Disk {
             while file.write_all(piece).is_ok() {}
         }
         Ok(())
+    }
+
+    /// Leaves so much room.
+    fn fill_but(&self, bytes: u64) -> Result<()> {
+        self.fill()?;
+        let filler = std::fs::File::options()
+            .write(true)
+            .open(self.path.join("filler"))
+            .context("a file")?;
+        let length = filler.metadata().context("its length")?.len();
+        filler
+            .set_len(length.saturating_sub(bytes))
+            .context("some room")
     }
 
     fn free(&self) -> Result<()> {

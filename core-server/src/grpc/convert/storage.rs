@@ -3,7 +3,7 @@
 use core_proto::v1;
 
 use super::time_to_proto;
-use crate::storage::{Change, Cursor, Entry, NamespaceUsage, WatchItem, What};
+use crate::storage::{Change, Cursor, Entry, NamespaceUsage, OwnerUsage, WatchItem, What};
 use crate::types::{Epoch, Revision};
 
 pub(in crate::grpc) fn entry(entry: Entry) -> v1::StorageEntry {
@@ -77,5 +77,17 @@ pub(in crate::grpc) fn usage(usage: &NamespaceUsage) -> v1::StorageNamespaceUsag
         bytes: usage.usage.bytes,
         max_keys: usage.quota.keys,
         max_bytes: usage.quota.bytes,
+        owner: Some(owner_usage(&usage.owned)),
+    }
+}
+
+pub(in crate::grpc) fn owner_usage(owned: &OwnerUsage) -> v1::StorageOwnerUsage {
+    v1::StorageOwnerUsage {
+        name: owned.owner.clone(),
+        namespaces: owned.held.namespaces,
+        keys: owned.held.usage.keys,
+        bytes: owned.held.usage.bytes,
+        max_keys: owned.quota.keys,
+        max_bytes: owned.quota.bytes,
     }
 }

@@ -181,7 +181,8 @@ contract! {
         what_is_no_json_is_refused_with_its_place,
         a_reader_never_goes_back_while_others_write,
         keys_come_in_the_order_of_their_bytes_page_by_page,
-        a_scan_ends_early_before_a_mebibyte_and_goes_on;
+        a_scan_ends_early_before_a_mebibyte_and_goes_on,
+        many_keys_together_are_bounded_and_one_alone_is_not;
     expiry:
         what_has_expired_is_absent_at_once_and_then_removed,
         each_write_says_anew_how_long_it_lasts,
@@ -202,7 +203,9 @@ contract! {
         empty_entries_are_not_free,
         an_owner_gains_nothing_by_more_namespaces,
         only_growth_beyond_a_quota_is_refused,
-        lines_bring_everything_back_byte_for_byte;
+        lines_bring_everything_back_byte_for_byte,
+        an_export_of_everything_brings_its_quotas_first,
+        an_import_names_the_line_up_to_which_it_took_effect;
     restarts:
         what_was_answered_survives_a_crash,
         a_closed_store_refuses_and_opens_again_as_it_was;

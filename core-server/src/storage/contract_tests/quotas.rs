@@ -112,7 +112,8 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
         keys: Some(4),
         bytes: None,
     };
-    let quota = storage.set_quota(&space, own, soon()).await.expect("sets");
+    let quota = storage.set_quota(&space, own, soon()).await;
+    let quota = quota.expect("sets").quota;
     assert_eq!((quota.keys, quota.bytes), (4, bytes));
     let again = bench.after_crash(&adapter);
     for name in ["e", "f"] {
@@ -126,6 +127,7 @@ pub(super) async fn only_growth_beyond_a_quota_is_refused(mut bench: Bench) {
             .set_quota(&space, none, soon())
             .await
             .expect("sets")
+            .quota
             .keys,
         3
     );
@@ -154,6 +156,28 @@ pub(super) async fn an_owner_gains_nothing_by_more_namespaces(bench: Bench) {
         let scope = ("scope", "owner".to_owned());
         assert!(refused.metadata().contains(&scope), "{refused:?}");
     }
+    // It is said why: each has room of its own, all together have none.
+    let used = storage.usage(&namespace("lamp.c")).await.expect("reads");
+    assert_eq!((used.usage, used.quota.keys), (Usage::default(), 3));
+    let owned = used.owned;
+    assert_eq!((owned.owner.as_str(), owned.quota.keys), ("lamp", 3));
+    let held = owned.held;
+    let bytes = 3 * (64 + 2) + "lamplamp.alamp.b".len() as u64;
+    assert_eq!((held.namespaces, held.usage.keys), (3, 3));
+    assert_eq!(held.usage.bytes, bytes);
+    let more = OwnQuota {
+        keys: Some(1_000),
+        bytes: None,
+    };
+    let set_one = storage.set_quota(&second, more, soon()).await;
+    let set_one = set_one.expect("sets");
+    assert_eq!((set_one.quota.keys, set_one.owned.quota.keys), (1_000, 3));
+    let full = set(&storage, &second, "other", "1").await;
+    full.expect_err("the owner is");
+    let all = storage.namespaces().await.expect("reads");
+    let of_lamp = all.iter().filter(|used| used.owned.owner == "lamp");
+    assert_eq!(of_lamp.clone().count(), 3);
+    assert!(of_lamp.into_iter().all(|used| used.owned.held == held));
     let others = namespace("lamp-other");
     set(&storage, &others, "k", "1")
         .await
@@ -250,6 +274,88 @@ pub(super) async fn lines_bring_everything_back_byte_for_byte(bench: Bench) {
     let mut importer = Importer::new(storage.clone(), |_| Ok(()));
     importer.take(gone).await.expect("left out");
     assert_eq!((importer.entries(), importer.expired()), (0, 1));
+}
+
+pub(super) async fn an_export_of_everything_brings_its_quotas_first(bench: Bench) {
+    let config = Config {
+        namespace_keys: 10,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    // Before the core's own in the alphabet.
+    let alpha = namespace("alpha");
+    let own = OwnQuota {
+        keys: Some(100),
+        bytes: None,
+    };
+    storage.set_quota(&alpha, own, soon()).await.expect("sets");
+    for index in 0..40 {
+        set(&storage, &alpha, &format!("k{index}"), "1")
+            .await
+            .expect("room");
+    }
+    let mut exporter = Exporter::begin(storage.clone(), None)
+        .await
+        .expect("begins");
+    let mut lines = Vec::new();
+    while let Some(piece) = exporter.next().await.expect("reads") {
+        lines.extend(piece);
+    }
+    let fresh = Config {
+        path: bench.directory.path().join("fresh").join("store.db"),
+        ..config
+    };
+    let fresh = Storage::open(fresh.open_adapter().expect("opens"), &fresh).expect("opens");
+    let mut importer = Importer::new(fresh.clone(), |_| Ok(()));
+    importer.take(&lines).await.expect("all of it");
+    assert_eq!(importer.entries(), 41);
+    let used = fresh.usage(&alpha).await.expect("reads");
+    assert_eq!((used.usage.keys, used.quota.keys), (40, 100));
+}
+
+pub(super) async fn an_import_names_the_line_up_to_which_it_took_effect(bench: Bench) {
+    let config = Config {
+        namespace_keys: 3,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    let space = namespace("n");
+    let line = |key: &str| format!("{{\"namespace\":\"n\",\"key\":\"{key}\",\"value\":1}}\n");
+    let quota =
+        |value: &str| format!("{{\"namespace\":\"core\",\"key\":\"quota/n\",\"value\":{value}}}\n");
+    let take = async |text: &str| {
+        let mut importer = Importer::new(storage.clone(), |_| Ok(()));
+        let refused = importer.take(text.as_bytes()).await.expect_err("too much");
+        let facts = refused.metadata();
+        let named = facts.iter().find(|(name, _)| *name == "line");
+        let named = named.expect("a line").1.clone();
+        (refused.reason(), named, importer.entries())
+    };
+    // Written together, and blank lines count; then a good one of another namespace.
+    let text = [
+        line("a"),
+        "\n".to_owned(),
+        " \r\n".to_owned(),
+        line("b"),
+        line("c"),
+        line("d"),
+        line("e"),
+        quota("{\"keys\":9}"),
+    ];
+    let told = take(&text.concat()).await;
+    assert_eq!(told, (Reason::QuotaKeys, "6".to_owned(), 3));
+    for (name, there) in [("c", true), ("d", false), ("e", false)] {
+        let found = value(&storage, &space, name).await;
+        assert_eq!(found.is_some(), there, "{name}");
+    }
+    // What is no quota would count as none.
+    for bad in ["\"nonsense\"", "null", "{\"keys\":-1}"] {
+        let told = take(&[line("a"), quota(bad)].concat()).await;
+        assert_eq!(told, (Reason::BadLine, "2".to_owned(), 1), "{bad}");
+    }
+    // Entries beyond a quota that comes with them are growth like any other: its line is the one to change.
+    let told = take(&[quota("{\"keys\":2}"), line("a"), line("x")].concat()).await;
+    assert_eq!(told, (Reason::QuotaKeys, "3".to_owned(), 2));
 }
 
 async fn contents(storage: &Storage, spaces: &[&Namespace]) -> BTreeMap<(String, String), String> {

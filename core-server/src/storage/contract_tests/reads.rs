@@ -257,3 +257,45 @@ pub(super) async fn a_scan_ends_early_before_a_mebibyte_and_goes_on(bench: Bench
     let error = storage.get_many(&space, &[]).await.expect_err("no keys");
     assert_eq!(error.reason(), Reason::BadField);
 }
+
+pub(super) async fn many_keys_together_are_bounded_and_one_alone_is_not(bench: Bench) {
+    let config = Config {
+        max_value_bytes: 1 << 20,
+        ..bench.config.clone()
+    };
+    let storage = Storage::open(bench.adapter(), &config).expect("opens");
+    let space = namespace("n");
+    let text = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    // With their keys exactly as much as is allowed; and one more byte.
+    let quarter = MAX_PAGE_BYTES / 4 - 1;
+    for name in ["a", "b", "c", "d"] {
+        set(&storage, &space, name, &text(quarter))
+            .await
+            .expect("writes");
+    }
+    let all = ["a", "b", "c", "absent", "d"].map(key);
+    let found = storage.get_many(&space, &all).await.expect("just so");
+    assert_eq!(found.entries.len(), 4);
+    set(&storage, &space, "d", &text(quarter + 1))
+        .await
+        .expect("writes");
+    let refused = storage.get_many(&space, &all).await.expect_err("too much");
+    assert_eq!(refused.reason(), Reason::TooLarge);
+    assert!(
+        refused.metadata().contains(&("field", "keys".to_owned())),
+        "{refused}"
+    );
+    // What has expired is not there, and has no weight.
+    let value = Bytes::from(text(quarter));
+    let brief = Some(Duration::from_nanos(1));
+    let gone = storage.set_for(&space, key("a"), value, brief, None, soon());
+    gone.await.expect("writes");
+    let found = storage.get_many(&space, &all).await.expect("less");
+    assert_eq!(found.entries.len(), 3);
+    let most = MAX_PAGE_BYTES - 5;
+    set(&storage, &space, "alone", &text(most))
+        .await
+        .expect("writes");
+    let alone = storage.get_many(&space, &[key("alone")]).await;
+    assert_eq!(alone.expect("one").entries.len(), 1);
+}

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
 
 use super::lock::{beside, directory, rename_new, sync_directory};
-use super::{PAGE_BYTES, connection, fault, read, room};
+use super::{PAGE_BYTES, connection, fault, read, room, write};
 use crate::storage::adapter::CopyFault;
 use crate::storage::admin::digest_path;
 use crate::storage::error::Fault;
@@ -157,7 +157,7 @@ impl LongReader {
     pub(super) fn check(&self, path: &Path) -> Result<Vec<String>, CopyFault> {
         let connection =
             connection::for_reading(path).map_err(|error| CopyFault::Failed(fault(error)))?;
-        self.read(&connection, findings)
+        self.read(&connection, findings).map(Findings::into_all)
     }
 }
 
@@ -255,33 +255,56 @@ fn failed(error: io::Error) -> CopyFault {
     CopyFault::Failed(error.into())
 }
 
-/// Opens a copy as a stranger would and checks it.
+/// Opens a copy as a restore would, judges it as that does, and says its revision. Counts that do not agree with
+/// what is there are made anew: the copy is good although the original was not.
 fn judge(path: &Path) -> Result<Revision, CopyFault> {
-    let judge = || {
-        let copy = connection::for_reading(path)?;
-        let verdict: String = copy.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        Ok((verdict, read::revision(&copy)?))
+    let judge = || -> rusqlite::Result<_> {
+        let copy = connection::for_looking(path)?;
+        Ok((findings(&copy)?, read::revision(&copy)?))
     };
-    match judge() {
-        Ok((verdict, revision)) if verdict == "ok" => Ok(revision),
-        Ok((verdict, _)) => Err(CopyFault::BadCopy(verdict)),
-        Err(error) => {
-            let error: rusqlite::Error = error;
-            Err(CopyFault::BadCopy(error.to_string()))
-        }
+    let bad = |error: rusqlite::Error| CopyFault::BadCopy(error.to_string());
+    let (found, revision) = judge().map_err(bad)?;
+    if let Some(damage) = found.damage.into_iter().next() {
+        return Err(CopyFault::BadCopy(damage));
+    }
+    if let Some(finding) = found.miscounted {
+        tracing::warn!(finding, "a backup has them counted anew");
+        let count = |copy: Connection| {
+            write::count_anew(&copy)?;
+            copy.close().map_err(|(_, error)| error)
+        };
+        let copy = connection::for_writing(path)
+            .map_err(|error| CopyFault::BadCopy(crate::error::chain(&error)))?;
+        count(copy).map_err(bad)?;
+    }
+    Ok(revision)
+}
+
+/// What is wrong with a database.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// SQLite's own findings, and revisions that cannot be.
+    pub(super) damage: Vec<String>,
+    /// The kept counts do not agree with what is there. They can be made anew.
+    pub(super) miscounted: Option<String>,
+}
+
+impl Findings {
+    pub(super) fn into_all(self) -> Vec<String> {
+        self.damage.into_iter().chain(self.miscounted).collect()
     }
 }
 
-/// What is wrong with a database: SQLite's own findings, and counts that do not agree with what is
-/// there.
-pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+/// Reads all of a database and says what is wrong with it.
+pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Findings> {
+    let mut found = Findings::default();
     let _snapshot = connection.unchecked_transaction()?;
     let mut statement = connection.prepare(&format!("PRAGMA integrity_check({MAX_FINDINGS})"))?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-    let mut findings = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    findings.retain(|finding| finding != "ok");
-    if !findings.is_empty() {
-        return Ok(findings);
+    found.damage = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    found.damage.retain(|finding| finding != "ok");
+    if !found.damage.is_empty() {
+        return Ok(found);
     }
     let mut statement = connection.prepare(&format!(
         "SELECT namespace, count(*), max(revision), \
@@ -305,15 +328,16 @@ pub(super) fn findings(connection: &Connection) -> rusqlite::Result<Vec<String>>
         (name, signed(usage.keys), signed(usage.bytes))
     });
     if !kept.eq(counted.iter().cloned()) {
-        findings.push("the kept counts of keys and bytes are not those of the entries".to_owned());
+        let finding = "the kept counts of keys and bytes are not those of the entries";
+        found.miscounted = Some(finding.to_owned());
     }
     let revision = read::revision(connection)?;
     if Revision(newest.unsigned_abs()) > revision {
-        findings.push(format!(
+        found.damage.push(format!(
             "an entry has revision {newest}, the store only {revision}"
         ));
     }
-    Ok(findings)
+    Ok(found)
 }
 
 #[cfg(test)]

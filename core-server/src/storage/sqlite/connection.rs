@@ -7,6 +7,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::lock::beside;
 use crate::storage::config::Durability;
 use crate::storage::error::OpenError;
 
@@ -69,6 +70,36 @@ pub(super) fn for_reading(path: &Path) -> rusqlite::Result<Connection> {
     settle(&connection)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
+}
+
+/// Opens a file that nobody writes to, such as a backup, so that nothing is made beside it: SQLite would make
+/// a log and an index of it for a database that was copied as it lay. One that has a log is in use, or has
+/// content there: it is opened [for reading](for_reading).
+pub(super) fn for_looking(path: &Path) -> rusqlite::Result<Connection> {
+    if has_log(path) {
+        return for_reading(path);
+    }
+    let mut name = b"file:".to_vec();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => name.push(*byte),
+            other => name.extend(format!("%{other:02X}").bytes()),
+        }
+    }
+    name.extend(b"?immutable=1");
+    let name = String::from_utf8(name).expect("ASCII");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(name, flags)?;
+    settle(&connection)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// Whether a write-ahead log lies beside a database.
+pub(super) fn has_log(path: &Path) -> bool {
+    beside(path, "-wal").symlink_metadata().is_ok()
 }
 
 /// What all connections have in common.

@@ -388,3 +388,108 @@ fn counts_that_do_not_agree_are_found() {
     let findings = adapter.check().expect("reads");
     assert!(findings[0].contains("counts"), "{findings:?}");
 }
+
+/// What is in the backup's directory.
+fn beside_the_copy(place: &Place) -> Vec<String> {
+    let files = std::fs::read_dir(place.copy.parent().expect("one")).expect("reads");
+    let mut names: Vec<_> = files
+        .map(|file| {
+            file.expect("reads")
+                .file_name()
+                .into_string()
+                .expect("text")
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_backup_of_a_miscounted_store_is_good_and_what_is_miscounted_is_restored_counted_anew() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1"), write("l", "2")]);
+    let harm = "UPDATE tally SET bytes = bytes + 1 WHERE namespace = 'n'; \
+                INSERT INTO tally VALUES ('ghost', 7, 7, 0)";
+    adapter.with_writer(|connection| connection.execute_batch(harm).expect("harms"));
+    assert_eq!(adapter.check().expect("reads").len(), 1);
+    adapter.backup(&place.copy).expect("copies");
+    let report = verify(&place.copy).expect("reads");
+    assert_eq!((report.keys, report.bytes), (2, 2 * (64 + 1 + 1 + 1)));
+    assert_eq!((report.findings.len(), report.miscounted), (0, None));
+    assert_eq!(beside_the_copy(&place), ["one.db"]);
+    drop(adapter);
+    // The database itself as a backup.
+    let report = verify(&place.path).expect("reads");
+    assert!(report.findings.is_empty() && report.miscounted.is_some());
+    let elsewhere = place.copy.with_file_name("new").join("runtime.db");
+    restore(&place.path, &elsewhere, SystemTime::now()).expect("restores");
+    let adapter = open(&elsewhere);
+    assert_eq!(adapter.check().expect("reads"), [""; 0]);
+    assert_eq!(adapter.namespaces().expect("reads").len(), 1);
+}
+
+#[test]
+fn verifying_and_restoring_leave_nothing_beside_a_copied_database() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.close();
+    std::fs::create_dir_all(place.copy.parent().expect("one")).expect("makes");
+    // A name that means something in a URI.
+    let copy = place.copy.with_file_name("a ?b#c%20d.db");
+    std::fs::copy(&place.path, &copy).expect("copies");
+    let report = verify(&copy).expect("reads");
+    assert_eq!((report.keys, report.findings.len()), (1, 0));
+    let elsewhere = place.path.with_file_name("other.db");
+    restore(&copy, &elsewhere, SystemTime::now()).expect("restores");
+    assert_eq!(beside_the_copy(&place), ["a ?b#c%20d.db"]);
+    assert_eq!(value(&open(&elsewhere), "k").as_deref(), Some("1"));
+}
+
+#[test]
+fn no_restore_begins_with_a_revision_that_was_ever_answered() {
+    let place = place();
+    let adapter = open(&place.path);
+    commit(&adapter, &[write("k", "1")]);
+    adapter.backup(&place.copy).expect("copies");
+    adapter.close();
+    let unset = SystemTime::UNIX_EPOCH + Duration::from_secs(77);
+    let wrong = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 33);
+    // What else is there is lost each time, with all that was answered.
+    for now in [
+        None,
+        None,
+        Some(unset),
+        Some(unset),
+        Some(wrong),
+        Some(wrong),
+    ] {
+        let mut answered = Vec::new();
+        for _ in 0..2 {
+            let now = now.unwrap_or_else(SystemTime::now);
+            restore(&place.copy, &place.path, now).expect("restores");
+            let adapter = open(&place.path);
+            commit(&adapter, &[write("k", "2"), write("l", "2")]);
+            let revision = adapter.revision().expect("reads").0;
+            assert!(revision < 1 << 53, "exact in JSON: {revision}");
+            assert!(revision > 1 << 40, "far above: {revision}");
+            for before in &answered {
+                assert!(revision.abs_diff(*before) > 2, "{revision} after {before}");
+            }
+            answered.push(revision);
+            drop(adapter);
+            for suffix in ["", "-wal", "-shm"] {
+                std::fs::remove_file(lock::beside(&place.path, suffix)).expect("lost");
+            }
+        }
+    }
+    // What is known is beyond the time: by a clock that was ahead once.
+    let restored = restore(&place.copy, &place.path, SystemTime::now()).expect("restores");
+    open(&place.path)
+        .backup(&place.copy.with_file_name("two.db"))
+        .expect("copies");
+    let before = SystemTime::now() - Duration::from_secs(3_600);
+    let again = restore(&place.copy.with_file_name("two.db"), &place.path, before);
+    assert!(again.expect("restores").revision.0 >= restored.revision.0 + (1 << 40));
+}

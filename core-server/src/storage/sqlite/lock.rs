@@ -26,6 +26,23 @@ pub(super) fn directory(path: &Path) -> &Path {
     }
 }
 
+/// Where a database really lies, whether it is there or not: the lock, the log and whatever else lies beside it
+/// go by that name, so that one database has one lock. SQLite goes by it too.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
+    match std::fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        resolved => return resolved.map_err(io_error("find", path)),
+    }
+    // A link to where nothing is yet.
+    if let Ok(target) = std::fs::read_link(path) {
+        return resolve(&directory(path).join(target));
+    }
+    let place = directory(path);
+    let name = path.file_name().unwrap_or_default();
+    let place = std::fs::canonicalize(place).map_err(io_error("find", place))?;
+    Ok(place.join(name))
+}
+
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io {

@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 use super::adapter::{
     AdapterInfo, Applied, Commit, CommitFault, CopyFault, Due, Entry, Found, Moment, Op, Rejection,
-    Snapshot, StorageAdapter, Stretch, Terms, Upkeep,
+    Snapshot, StorageAdapter, Stretch, Terms, Upkeep, Weight,
 };
 use super::config::Durability;
 use super::error::{EngineError, Fault, OpenError};
@@ -101,8 +101,10 @@ impl SqliteAdapter {
     pub fn open(path: &Path, durability: Durability) -> Result<Self, OpenError> {
         connection::check_version()?;
         lock::create_directory(path)?;
+        let path = &lock::resolve(path)?;
         let lock = LockFile::take(path)?;
         offline::check_no_restore(path)?;
+        offline::check_one_name(path)?;
         lock::create_database(path)?;
         let mut room = Room::new(path);
         room.make_way();
@@ -186,10 +188,11 @@ impl StorageAdapter for SqliteAdapter {
         &self,
         namespace: &Namespace,
         keys: &[Key],
+        weight: Weight,
         deadline: Instant,
     ) -> Result<Snapshot, Fault> {
         self.readers
-            .read(|connection| read::get_many(connection, namespace, keys, deadline))
+            .read(|connection| read::get_many(connection, namespace, keys, weight, deadline))
     }
 
     fn list_keys(&self, stretch: &Stretch, deadline: Instant) -> Result<Found<Key>, Fault> {
@@ -221,7 +224,7 @@ impl StorageAdapter for SqliteAdapter {
             });
         };
         let mut scarce: Option<EngineError> = None;
-        if let Some(why) = room.is_low() {
+        if let Some(why) = room.is_low(|| reusable_bytes(connection)) {
             scarce = Some(Arc::new(why));
         } else {
             match transaction(connection, standing, batch, terms, room) {
@@ -283,11 +286,6 @@ impl StorageAdapter for SqliteAdapter {
         Ok(results)
     }
 
-    fn usage(&self, namespace: &Namespace) -> Result<Usage, Fault> {
-        self.readers
-            .read(|connection| read::tally(connection, namespace.as_str()))
-    }
-
     fn namespaces(&self) -> Result<Vec<(Namespace, Usage)>, Fault> {
         let tallies = self.readers.read(read::tallies)?;
         let named = tallies.into_iter();
@@ -334,6 +332,11 @@ impl StorageAdapter for SqliteAdapter {
         else {
             return Ok(Upkeep::Done);
         };
+        let gives_room = || {
+            let log = std::fs::metadata(lock::beside(&self.path, "-wal"));
+            let log_bytes = log.map_or(0, |found| found.len());
+            room.wants_log_bytes(log_bytes, || reusable_bytes(connection))
+        };
         let tight = |log: &write::Log| {
             let bytes = log.frames.unsigned_abs().saturating_mul(PAGE_BYTES);
             room.is_tight(bytes)
@@ -353,7 +356,7 @@ impl StorageAdapter for SqliteAdapter {
                 }
                 hard_delay.note(in_vain, Instant::now());
                 log
-            } else if log.frames > *truncate_from && !reading {
+            } else if !reading && (log.frames > *truncate_from || gives_room()) {
                 truncate(connection, TRUNCATE_PATIENCE)
             } else if log.outstanding() > PASSIVE_FRAMES && moment == Moment::Idle
                 || log.outstanding() > 0 && tight(&log)
@@ -443,6 +446,12 @@ fn sets(commit: &Commit) -> bool {
     commit.ops.iter().any(|op| matches!(op, Op::Set { .. }))
 }
 
+/// Of the database, in pages that are empty. Where it does not say: none.
+fn reusable_bytes(connection: &Connection) -> u64 {
+    let pages = connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
+    pages.map_or(0, |pages| pages.unsigned_abs().saturating_mul(PAGE_BYTES))
+}
+
 /// Empties the log, if readers are out of its way in time.
 fn truncate(connection: &Connection, patience: Duration) -> rusqlite::Result<write::Log> {
     connection.busy_timeout(patience)?;
@@ -477,5 +486,7 @@ fn fault(error: rusqlite::Error) -> Fault {
 
 #[cfg(test)]
 mod copy_tests;
+#[cfg(test)]
+mod name_tests;
 #[cfg(test)]
 mod tests;

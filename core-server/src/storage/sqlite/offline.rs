@@ -9,22 +9,24 @@ use rusqlite::Connection;
 
 use super::backup::findings;
 use super::connection::{self, open_error};
-use super::lock::{LockFile, beside, directory, io_error, rename_new, sync_directory};
+use super::lock::{LockFile, beside, directory, io_error, rename_new, resolve, sync_directory};
 use super::{read, schema, write};
 use crate::files::{Owner, make_directories};
 use crate::storage::admin::{digest, digest_path};
+use crate::storage::clock::trusted_from;
 use crate::storage::error::OpenError;
 use crate::types::Revision;
 
-/// How far a restored store's revision lies above every revision that is known: answers that a lost
-/// database gave after the backup may have had some of these, and none may ever mean something else. That
-/// is more than a core commits in thirty years at a thousand a second. Revisions are 64-bit integers
-/// here, on the wire and in the database; as a number in JSON, whose readers may take only 53 bits, they
-/// stay exact through 8,000 restores.
+/// How far a restored store's revision lies above every revision that is known, where the time does not say
+/// more: more than a core commits in thirty years at a thousand a second.
 const REVISION_GAP: u64 = 1 << 40;
+/// A clock that shows more microseconds since 1970 than this (the year 2112) is not set.
+const LAST_MICROS: u64 = 1 << 52;
 
 /// Suffix of the name under which the new database is made.
 const RESTORING: &str = ".restoring";
+/// Begins the suffix of the name under which what was replaced is kept.
+const REPLACED: &str = ".replaced-";
 /// Suffixes of what belongs to a database.
 const LOGS: [&str; 2] = ["-wal", "-shm"];
 
@@ -39,8 +41,10 @@ pub struct Report {
     pub keys: u64,
     /// Bytes, as quotas count them.
     pub bytes: u64,
-    /// What is wrong; none: it is whole.
+    /// What is wrong; none, and nothing in `miscounted`: it is whole.
     pub findings: Vec<String>,
+    /// What is wrong with the counts that are kept of keys and bytes. A restore makes them anew.
+    pub miscounted: Option<String>,
     /// Whether a digest lies beside it. If one does and it is another, that is a finding.
     pub has_digest: bool,
 }
@@ -54,7 +58,8 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// Reads all of a database and says what is wrong. Changes nothing; a core may have it open meanwhile.
+/// Reads all of a database and says what is wrong. Changes nothing, and makes nothing beside it unless a log is
+/// there; a core may have it open meanwhile.
 ///
 /// # Errors
 /// [`OpenError`]: it cannot be read at all.
@@ -64,56 +69,72 @@ pub fn verify(path: &Path) -> Result<Report, OpenError> {
         let missing = std::io::Error::from(ErrorKind::NotFound);
         return Err(io_error("read", path)(missing));
     }
-    let failed = |source| open_error("read", path, source);
     let digest_path = digest_path(path);
     let wanted = match std::fs::read_to_string(&digest_path) {
         Ok(text) => text.split_whitespace().next().map(str::to_owned),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(io_error("read", &digest_path)(error)),
     };
-    let mut wrong = Vec::new();
+    let mut report = look_into(&resolve(path)?)?;
     if let Some(wanted) = &wanted {
         let (_, found) = digest(path).map_err(io_error("read", path))?;
         if found != *wanted {
-            wrong.push(format!(
-                "its SHA-256 is {found}, not {wanted} as when it was made"
-            ));
+            let wrong = format!("its SHA-256 is {found}, not {wanted} as when it was made");
+            report.findings.insert(0, wrong);
         }
     }
-    let database = connection::for_reading(path).map_err(failed)?;
+    report.has_digest = wanted.is_some();
+    Ok(report)
+}
+
+fn look_into(path: &Path) -> Result<Report, OpenError> {
+    let failed = |source| open_error("read", path, source);
+    let had_log = connection::has_log(path);
+    let judged = connection::for_looking(path)
+        .map_err(failed)
+        .and_then(|database| judge(&database, path));
+    let is_good = |report: &Report| report.findings.is_empty() && report.miscounted.is_none();
+    if had_log || !connection::has_log(path) || judged.as_ref().is_ok_and(is_good) {
+        return judged;
+    }
+    // A core has begun to write meanwhile, which was not reckoned with.
+    judge(&connection::for_reading(path).map_err(failed)?, path)
+}
+
+fn judge(database: &Connection, path: &Path) -> Result<Report, OpenError> {
+    let failed = |source| open_error("read", path, source);
     let known = schema::newest(schema::MIGRATIONS);
-    let schema = schema::identify(&database, path, known)?;
+    let schema = schema::identify(database, path, known)?;
     if schema == 0 {
         return Err(OpenError::NotOurs {
             path: path.to_owned(),
             found: 0,
         });
     }
+    let mut report = Report {
+        schema,
+        revision: any_revision(database).map_err(failed)?,
+        keys: 0,
+        bytes: 0,
+        findings: Vec::new(),
+        miscounted: None,
+        has_digest: false,
+    };
     if schema != known {
         // Its tables are others: SQLite's own check is all that can be said.
         let verdict: String = database
             .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
             .map_err(failed)?;
-        wrong.extend(Some(verdict).filter(|verdict| verdict != "ok"));
-        return Ok(Report {
-            schema,
-            revision: any_revision(&database).map_err(failed)?,
-            keys: 0,
-            bytes: 0,
-            findings: wrong,
-            has_digest: wanted.is_some(),
-        });
+        report
+            .findings
+            .extend(Some(verdict).filter(|verdict| verdict != "ok"));
+        return Ok(report);
     }
-    wrong.extend(findings(&database).map_err(failed)?);
-    let total = read::tally(&database, "").map_err(failed)?;
-    Ok(Report {
-        schema,
-        revision: read::revision(&database).map_err(failed)?,
-        keys: total.keys,
-        bytes: total.bytes,
-        findings: wrong,
-        has_digest: wanted.is_some(),
-    })
+    let found = findings(database).map_err(failed)?;
+    let total = read::tally(database, "").map_err(failed)?;
+    (report.findings, report.miscounted) = (found.damage, found.miscounted);
+    (report.keys, report.bytes) = (total.keys, total.bytes);
+    Ok(report)
 }
 
 /// The store's revision, of whatever schema.
@@ -148,22 +169,24 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
         });
     }
     // Root may do it for a service.
-    let owner = Owner::of(directory(path)).map_err(io_error("look at", path))?;
-    make_directories(directory(path), owner).map_err(io_error("create the directory of", path))?;
+    let whose = |path: &Path| Owner::of(directory(path)).map_err(io_error("look at", path));
+    let made = make_directories(directory(path), whose(path)?);
+    made.map_err(io_error("create the directory of", path))?;
+    let path = &resolve(path)?;
+    let owner = whose(path)?;
     let lock = LockFile::take(path)?;
     if let Some(owner) = owner {
         lock.give(owner).map_err(io_error("lock", path))?;
     }
+    check_one_name(path)?;
     let new = beside(path, RESTORING);
     remove_database(&new)?;
-    let made = prepare(backup, &new, last_known(path).max(report.revision), owner);
-    let revision = match made {
-        Ok(revision) => revision,
-        Err(error) => {
-            remove_database(&new)?;
-            return Err(error);
-        }
-    };
+    let revision = next_revision(last_known(path).max(report.revision), now);
+    let made = prepare(backup, &new, revision, owner);
+    if let Err(error) = made {
+        remove_database(&new)?;
+        return Err(error);
+    }
     empty_log(path);
     let kept = free_name(path, now);
     let replaced = match set_aside(path, &kept) {
@@ -188,11 +211,45 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
     })
 }
 
+/// Whether the database has no second name, under which another core would not see the lock. Those do not
+/// count that an interrupted restore gave it: they lie beside it.
+///
+/// # Errors
+/// [`OpenError::SecondName`].
+pub(super) fn check_one_name(path: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(io_error("look at", path))?,
+    };
+    if found.nlink() < 2 {
+        return Ok(());
+    }
+    let place = directory(path);
+    let ours = beside(path, REPLACED);
+    let ours = ours.file_name().unwrap_or_default().as_encoded_bytes();
+    let mut names = 1;
+    for file in std::fs::read_dir(place).map_err(io_error("look into", place))? {
+        let file = file.map_err(io_error("look into", place))?;
+        let is_ours = file.file_name().as_encoded_bytes().starts_with(ours);
+        let is_it =
+            |there: std::fs::Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+        names += u64::from(is_ours && file.metadata().is_ok_and(is_it));
+    }
+    if found.nlink() > names {
+        return Err(OpenError::SecondName {
+            path: path.to_owned(),
+            names: found.nlink(),
+        });
+    }
+    Ok(())
+}
+
 /// Under which name what is replaced can be kept: one that an interrupted restore did not take a moment ago.
 fn free_name(path: &Path, now: SystemTime) -> PathBuf {
     let since = now.duration_since(SystemTime::UNIX_EPOCH);
     let stamp = since.unwrap_or_default().as_secs();
-    let first = beside(path, &format!(".replaced-{stamp}"));
+    let first = beside(path, &format!("{REPLACED}{stamp}"));
     let others = (2..).map(|number| beside(&first, &format!(".{number}")));
     let taken = |kept: &Path| {
         let names = LOGS.into_iter().chain([""]);
@@ -242,15 +299,41 @@ fn last_known(path: &Path) -> Revision {
     read().unwrap_or_default()
 }
 
+/// The revision that a restored store begins with. Answers that a lost database gave after the backup had
+/// revisions that nobody knows any more, and none of those may ever mean something else.
+///
+/// It is the time, in microseconds since 1970. A store counts from 0 or from such a revision, and no core
+/// commits a million writes a second; so, as long as clocks are right, all revisions that were ever
+/// answered, by whatever store that came of whatever backup, lie below the microsecond in which they
+/// were, and thus below this one.
+///
+/// Where the clock is not set, or behind a revision that is known, there is nothing to go by: then it is
+/// [`REVISION_GAP`] above what is known and by chance up to as much again, so that two restores of one backup
+/// do not meet.
+///
+/// Revisions are 64-bit integers here, on the wire and in the database. As a number in JSON, whose readers may
+/// take only 53 bits, they stay exact: the time until the year 2255, however many restores there are; of those
+/// that go by chance, each of which takes at most 2^41, two thousand beside [`LAST_MICROS`].
+fn next_revision(known: Revision, now: SystemTime) -> Revision {
+    let micros = now.duration_since(SystemTime::UNIX_EPOCH);
+    let micros = u64::try_from(micros.unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
+    let is_set = now >= trusted_from() && micros <= LAST_MICROS;
+    if is_set && micros > known.0 {
+        return Revision(micros);
+    }
+    Revision(known.0 + REVISION_GAP + rand::random_range(0..REVISION_GAP))
+}
+
 /// A copy that is up to date, with a revision that nobody has seen, synced.
 fn prepare(
     backup: &Path,
     new: &Path,
-    known: Revision,
+    revision: Revision,
     owner: Option<Owner>,
-) -> Result<Revision, OpenError> {
+) -> Result<(), OpenError> {
     let failed = |source| open_error("restore", new, source);
-    let source = connection::for_reading(backup).map_err(failed)?;
+    let source = resolve(backup)?;
+    let source = connection::for_looking(&source).map_err(failed)?;
     let name = new.to_string_lossy();
     // Takes what is in its log along, if it has one.
     source
@@ -262,7 +345,7 @@ fn prepare(
     std::fs::set_permissions(new, mode).map_err(io_error("restore", new))?;
     let database = connection::for_writing(new)?;
     schema::migrate_only(&database, new)?;
-    let revision = Revision(known.0 + REVISION_GAP);
+    write::count_anew(&database).map_err(failed)?;
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
@@ -272,8 +355,7 @@ fn prepare(
             }
             file.sync_all()
         })
-        .map_err(io_error("sync", new))?;
-    Ok(revision)
+        .map_err(io_error("sync", new))
 }
 
 /// What was there, under another name.

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, ToSql, ffi, p
 use tokio::time::Instant;
 
 use super::{connection, fault};
-use crate::storage::adapter::{Due, Entry, Found, Gather, Snapshot, Stretch};
+use crate::storage::adapter::{Due, Entry, Found, Gather, Snapshot, Stretch, Weight};
 use crate::storage::error::Fault;
 use crate::storage::names::{Direction, Key, Namespace};
 use crate::storage::quota::Usage;
@@ -123,6 +123,7 @@ pub(super) fn get_many(
     connection: &Connection,
     namespace: &Namespace,
     keys: &[Key],
+    mut weight: Weight,
     deadline: Instant,
 ) -> rusqlite::Result<Snapshot> {
     // Ends when dropped: there is nothing to commit.
@@ -131,7 +132,14 @@ pub(super) fn get_many(
     let mut entries = Vec::with_capacity(keys.len());
     for key in keys {
         in_time(deadline)?;
-        entries.extend(get(connection, namespace, key)?);
+        let Some(entry) = get(connection, namespace, key)? else {
+            continue;
+        };
+        let is_too_much = weight.add(&entry);
+        entries.push(entry);
+        if is_too_much {
+            break;
+        }
     }
     Ok(Snapshot { entries, revision })
 }

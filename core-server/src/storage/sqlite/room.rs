@@ -6,6 +6,9 @@
 //! there is none, writes that set anything are refused without being tried: they would fill the room
 //! that the deletes need.
 //!
+//! Pages of the database that deletes emptied are room too: what is written later goes there. What the log
+//! holds is room once it is emptied. So deletes alone end the scarcity, with or without a reserve.
+//!
 //! A file system with quotas has free blocks that its user may not have, and SQLite calls the refusal an I/O
 //! error like any other. So what a quota leaves is found by trying.
 
@@ -24,6 +27,10 @@ const RESERVE_BYTES: u64 = 4 << 20;
 const SCARCE_BYTES: u64 = 1 << 20;
 /// So much must be free beside a new reserve before sets are tried again, and before there is one.
 pub(super) const AMPLE_BYTES: u64 = 4 << 20;
+/// With which sets are tried again.
+const ENOUGH_BYTES: u64 = RESERVE_BYTES + AMPLE_BYTES;
+/// So much of it must be free in any case: the log cannot use pages of the database.
+const LEAST_BYTES: u64 = SCARCE_BYTES / 4;
 
 /// What is known of the room. Used by the writer only.
 pub(super) struct Room {
@@ -71,37 +78,65 @@ impl Room {
 
     /// Before the database is opened, which takes some room too: gives up the reserve if there is too little.
     pub(super) fn make_way(&mut self) {
-        if self.is_low().is_none() && self.is_over_quota(SCARCE_BYTES) {
+        if self.is_low(|| 0).is_none() && self.is_over_quota(SCARCE_BYTES) {
             self.give_up();
         }
     }
 
-    /// Whether only deletes are tried. Finds out by itself that there is room again.
-    pub(super) fn is_low(&mut self) -> Option<Scarce> {
+    /// Whether only deletes are tried. Finds out by itself that there is room again. `reusable` says how many
+    /// bytes of the database are empty pages.
+    pub(super) fn is_low(&mut self, reusable: impl FnOnce() -> u64) -> Option<Scarce> {
         let free_bytes = self.free_bytes();
-        if self.low
-            && free_bytes >= RESERVE_BYTES + AMPLE_BYTES
-            && !self.is_over_quota(RESERVE_BYTES + AMPLE_BYTES)
-        {
-            self.low = false;
-            self.set_aside();
-            tracing::info!(free_bytes, "there is room on the disk again");
-        } else if !self.low && free_bytes < SCARCE_BYTES {
-            self.give_up();
-        } else if self.lacks_reserve && free_bytes >= RESERVE_BYTES + AMPLE_BYTES {
+        if self.low {
+            if self.is_enough(free_bytes, reusable) {
+                self.low = false;
+                // Perhaps there is too little for one: the pages of the database are no room for it.
+                self.set_aside();
+                tracing::info!(free_bytes, "there is room on the disk again");
+            }
+        } else if free_bytes < SCARCE_BYTES {
+            if !self.is_enough(free_bytes, reusable) {
+                self.give_up();
+            }
+        } else if self.lacks_reserve && free_bytes >= ENOUGH_BYTES {
             // Already at the start there was too little.
             self.set_aside();
         }
         self.low.then(|| self.scarce(free_bytes))
     }
 
+    /// Whether what is free and what the database can use again are enough for sets.
+    fn is_enough(&self, free_bytes: u64, reusable: impl FnOnce() -> u64) -> bool {
+        if free_bytes >= ENOUGH_BYTES && !self.is_over_quota(ENOUGH_BYTES) {
+            return true;
+        }
+        if free_bytes < LEAST_BYTES || self.is_over_quota(LEAST_BYTES) {
+            return false;
+        }
+        // What a quota leaves is only known to be as much as was tried.
+        let known_bytes = match self.is_over_quota(free_bytes.min(ENOUGH_BYTES)) {
+            true => LEAST_BYTES,
+            false => free_bytes,
+        };
+        known_bytes.saturating_add(reusable()) >= ENOUGH_BYTES
+    }
+
+    /// Whether the room that the log's file takes is to be given back. A file that is kept is room for the
+    /// deletes that follow, of which nobody else can take anything: so only where it ends the scarcity, or
+    /// keeps it from coming.
+    pub(super) fn wants_log_bytes(&self, log_bytes: u64, reusable: impl FnOnce() -> u64) -> bool {
+        let free_bytes = self.free_bytes();
+        if log_bytes == 0 || !self.low {
+            return log_bytes > 0 && free_bytes < 2 * SCARCE_BYTES;
+        }
+        let then_bytes = free_bytes.saturating_add(log_bytes);
+        then_bytes >= LEAST_BYTES && then_bytes.saturating_add(reusable()) >= ENOUGH_BYTES
+    }
+
     /// After a write found no room: whether it is the disk that is full.
     pub(super) fn was_full(&mut self) -> Option<Scarce> {
         let free_bytes = self.free_bytes();
-        if !self.low
-            && free_bytes >= RESERVE_BYTES + AMPLE_BYTES
-            && !self.is_over_quota(AMPLE_BYTES)
-        {
+        if !self.low && free_bytes >= ENOUGH_BYTES && !self.is_over_quota(AMPLE_BYTES) {
             // Some other bound, that of the process's file size for one.
             return None;
         }
@@ -135,6 +170,11 @@ impl Room {
             directory = %directory(&self.reserve).display(),
             "the disk is full: only deletes are accepted until there is room"
         );
+        self.remove();
+    }
+
+    /// It need not be there.
+    fn remove(&self) {
         match std::fs::remove_file(&self.reserve) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(%error, "the reserve could not be given up");
@@ -146,7 +186,7 @@ impl Room {
     /// Not having one is no failure: then deletes on a full disk may be refused too.
     fn set_aside(&mut self) {
         let has = std::fs::metadata(&self.reserve).is_ok_and(|found| found.len() >= RESERVE_BYTES);
-        self.lacks_reserve = !has && self.free_bytes() < RESERVE_BYTES + AMPLE_BYTES;
+        self.lacks_reserve = !has && self.free_bytes() < ENOUGH_BYTES;
         if has || self.lacks_reserve {
             return;
         }
@@ -162,6 +202,8 @@ impl Room {
         };
         if let Err(error) = made() {
             tracing::warn!(path = %self.reserve.display(), %error, "no reserve could be set aside");
+            // Part of one would take room and be none.
+            self.remove();
         }
     }
 }
@@ -169,6 +211,29 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_the_database_count_as_room_but_the_log_needs_its_own() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut room = Room::new(&directory.path().join("runtime.db"));
+        let rows = [
+            (ENOUGH_BYTES, 0, true),
+            (ENOUGH_BYTES - 1, 0, false),
+            (ENOUGH_BYTES - 1, 1, true),
+            (LEAST_BYTES, ENOUGH_BYTES - LEAST_BYTES, true),
+            (LEAST_BYTES - 1, u64::MAX, false),
+        ];
+        for (free_bytes, reusable_bytes, enough) in rows {
+            let judged = room.is_enough(free_bytes, || reusable_bytes);
+            assert_eq!(judged, enough, "{free_bytes}, {reusable_bytes}");
+        }
+        // Without a reserve, as when it was removed by hand.
+        std::fs::remove_file(&room.reserve).expect("there");
+        room.give_up();
+        assert!(room.low);
+        assert!(room.is_low(|| 0).is_none(), "the test needs 8 MiB");
+        assert!(room.reserve.exists());
+    }
 
     #[test]
     fn a_start_that_was_short_of_room_gets_its_reserve_later() {
@@ -179,7 +244,7 @@ mod tests {
             low: false,
             lacks_reserve: true,
         };
-        assert!(room.is_low().is_none(), "the test needs 8 MiB");
+        assert!(room.is_low(|| 0).is_none(), "the test needs 8 MiB");
         let reserve = std::fs::metadata(&room.reserve).expect("made");
         assert_eq!(reserve.len(), RESERVE_BYTES);
         assert!(!room.lacks_reserve);

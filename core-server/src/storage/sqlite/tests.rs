@@ -483,7 +483,8 @@ fn a_reading_ends_at_its_deadline() {
     let adapter = open(&place.path).expect("opens");
     commit(&adapter, "k", "1").expect("writes");
     let all = [Key::parse("k").expect("good")];
-    let late = adapter.get_many(&namespace(), &all, Instant::now());
+    let weight = Weight::new(SystemTime::now(), usize::MAX);
+    let late = adapter.get_many(&namespace(), &all, weight, Instant::now());
     assert!(matches!(late, Err(Fault::OutOfTime)), "{late:?}");
     assert_eq!(keys(&adapter).items.len(), 1, "the next one is not harmed");
 }

@@ -12,7 +12,7 @@ use crate::error::Outcome;
 use crate::storage::adapter::{Applied, Commit, CommitFault, Op, Rejection, Terms, has_passed};
 use crate::storage::error::Fault;
 use crate::storage::names::{Key, Namespace};
-use crate::storage::quota::{Growth, Owned, Usage, of_owner};
+use crate::storage::quota::{ENTRY_BYTES, Growth, Owned, Usage, of_owner};
 use crate::types::Revision;
 
 const FIND: &str = "SELECT revision, octet_length(value), expires_at FROM entry \
@@ -274,6 +274,23 @@ pub(super) fn standing(connection: &Connection) -> rusqlite::Result<Standing> {
 pub(super) fn raise_revision(connection: &Connection, revision: Revision) -> rusqlite::Result<()> {
     let sql = "UPDATE tally SET revision = ?1 WHERE namespace = ''";
     connection.execute(sql, [number(revision)]).map(|_| ())
+}
+
+/// Counts what each namespace and the store hold, for a copy whose counts may be wrong.
+pub(super) fn count_anew(connection: &Connection) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(&format!(
+        "DELETE FROM tally WHERE namespace <> '';
+         INSERT INTO tally (namespace, keys, bytes, revision)
+             SELECT namespace, count(*), sum(octet_length(namespace) + octet_length(key)
+                 + octet_length(value) + {ENTRY_BYTES}), 0
+             FROM entry GROUP BY namespace;
+         UPDATE tally SET
+             keys = (SELECT coalesce(sum(keys), 0) FROM tally WHERE namespace <> ''),
+             bytes = (SELECT coalesce(sum(bytes), 0) FROM tally WHERE namespace <> '')
+             WHERE namespace = '';"
+    ))?;
+    transaction.commit()
 }
 
 /// See [`StorageAdapter::rebase`](crate::storage::StorageAdapter::rebase).

@@ -9,6 +9,19 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Answers, Shared, page, refusal};
 
+/// What all of its namespaces hold.
+fn owner(namespace: &str) -> StorageOwnerUsage {
+    let name = namespace.split('.').next().unwrap_or_default();
+    StorageOwnerUsage {
+        name: name.to_owned(),
+        namespaces: 2,
+        keys: 5,
+        bytes: 90,
+        max_keys: 5,
+        max_bytes: u64::MAX,
+    }
+}
+
 #[tonic::async_trait]
 impl StorageAdmin for Shared {
     async fn list_namespaces(
@@ -22,6 +35,7 @@ impl StorageAdmin for Shared {
             bytes: 30,
             max_keys,
             max_bytes: 100,
+            owner: Some(owner(name)),
         });
         let (namespaces, next_page_token) = page(&all, &request.get_ref().page_token)?;
         Ok(Response::new(StorageAdminListNamespacesResponse {
@@ -38,6 +52,7 @@ impl StorageAdmin for Shared {
         Ok(Response::new(StorageAdminSetQuotaResponse {
             max_keys: request.max_keys.unwrap_or(100_000),
             max_bytes: request.max_bytes.unwrap_or(64 << 20),
+            owner: Some(owner(&request.namespace)),
         }))
     }
 

@@ -430,6 +430,7 @@ impl Storage for Shared {
                 bytes: 100 * keys,
                 max_keys: 100_000,
                 max_bytes: 64 << 20,
+                owner: None,
             }),
         }))
     }

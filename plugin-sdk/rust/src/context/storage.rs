@@ -230,7 +230,8 @@ impl Storage {
     /// Reads up to 100 keys from one snapshot: those that exist, in the order asked for.
     ///
     /// # Errors
-    /// As [`Self::entry`].
+    /// As [`Self::entry`]; `BAD_FIELD` for no keys or more than 100; `TOO_LARGE` if they have more than 1 MiB
+    /// together: ask for fewer.
     pub async fn get_many<K: Into<String>>(
         &self,
         keys: impl IntoIterator<Item = K>,

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::bus::{Bus, check_topic};
-use super::store::Store;
+use super::store::{MAX_APPLY_EVENTS, Store, check_count};
 use super::tables::Table;
 use crate::error::{Error, Origin, Outcome, Result};
 
@@ -517,6 +517,7 @@ impl Core {
         parent: &str,
         request: v1::StorageApplyRequest,
     ) -> Result<v1::StorageApplyResponse> {
+        check_count("events", request.events.len(), 0, MAX_APPLY_EVENTS)?;
         for event in &request.events {
             check_topic(&event.topic)?;
         }

@@ -14,6 +14,14 @@ use super::tables::{check_json, check_key, check_revision, deadline, page};
 use crate::error::{Error, Result};
 
 const MAX_VALUE_BYTES: usize = 256 << 10;
+/// Of one `GetMany`.
+const MAX_GET_KEYS: usize = 100;
+/// Of what one `GetMany` answers, if it is more than one entry, and of what one `Apply` writes.
+const MAX_BYTES: usize = 1 << 20;
+/// Of writes, and of checks, of one `Apply`.
+const MAX_OPS: usize = 128;
+/// Of events of one `Apply`.
+pub(super) const MAX_APPLY_EVENTS: usize = 16;
 /// There is only one.
 const EPOCH: u64 = 1;
 
@@ -88,6 +96,28 @@ fn wants(prefixes: &[String], key: &str) -> bool {
     prefixes.is_empty() || prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
+pub(super) fn check_count(field: &str, count: usize, least: usize, most: usize) -> Result<()> {
+    if (least..=most).contains(&count) {
+        return Ok(());
+    }
+    let text = format!("{field}: {least} to {most} are allowed, not {count}");
+    Err(Error::invalid_argument(text)
+        .with_reason("BAD_FIELD")
+        .with_metadata("field", field))
+}
+
+fn check_size(field: &str, bytes: usize) -> Result<()> {
+    if bytes <= MAX_BYTES {
+        return Ok(());
+    }
+    let text = format!("{field}: {bytes} bytes together; at most {MAX_BYTES} are allowed");
+    Err(Error::invalid_argument(text)
+        .with_reason("TOO_LARGE")
+        .with_metadata("field", field)
+        .with_metadata("size_bytes", bytes.to_string())
+        .with_metadata("limit_bytes", MAX_BYTES.to_string()))
+}
+
 impl Store {
     pub(super) fn new() -> Self {
         Self {
@@ -110,6 +140,7 @@ impl Store {
         &self,
         request: v1::StorageGetManyRequest,
     ) -> Result<v1::StorageGetManyResponse> {
+        check_count("keys", request.keys.len(), 1, MAX_GET_KEYS)?;
         let content = self.fresh();
         let mut entries = Vec::new();
         for key in request.keys {
@@ -121,6 +152,12 @@ impl Store {
                     .get(&place)
                     .map(|entry| stored(&place.1, entry)),
             );
+        }
+        let bytes = entries
+            .iter()
+            .map(|entry| entry.key.len() + entry.value.len());
+        if entries.len() > 1 {
+            check_size("keys", bytes.sum())?;
         }
         Ok(v1::StorageGetManyResponse {
             entries,
@@ -167,6 +204,8 @@ impl Store {
         ops: Vec<v1::storage_op::Op>,
     ) -> Result<(u64, Vec<bool>)> {
         use v1::storage_op::Op;
+        check_count("ops", ops.len(), 1, MAX_OPS)?;
+        check_count("checks", checks.len(), 0, MAX_OPS)?;
         let place = |key: &str| (namespace.to_owned(), key.to_owned());
         let mut content = self.fresh();
         for check in checks {
@@ -188,6 +227,11 @@ impl Store {
                 return Err(Error::invalid_argument(text).with_reason("DUPLICATE_KEY"));
             }
         }
+        let bytes = ops.iter().map(|op| match op {
+            Op::Set(set) => set.key.len() + set.value.len(),
+            Op::Delete(delete) => delete.key.len(),
+        });
+        check_size("ops", bytes.sum())?;
         let deadlines = ops.iter().map(|op| match op {
             Op::Set(set) => deadline(set.ttl),
             Op::Delete(_) => Ok(None),
@@ -249,18 +293,35 @@ impl Store {
         request: v1::StorageUsageRequest,
     ) -> Result<v1::StorageUsageResponse> {
         let content = self.fresh();
-        let own = content.entries.iter();
-        let own = own.filter(|((namespace, _), _)| *namespace == request.namespace);
+        let name = request.namespace;
+        let owner = name.split('.').next().unwrap_or_default();
         let mut usage = v1::StorageNamespaceUsage {
-            namespace: request.namespace.clone(),
             max_keys: 100_000,
             max_bytes: 64 << 20,
             ..Default::default()
         };
-        for ((_, key), entry) in own {
-            usage.keys += 1;
-            usage.bytes += (request.namespace.len() + key.len() + entry.value.len() + 64) as u64;
+        let mut owned = v1::StorageOwnerUsage {
+            name: owner.to_owned(),
+            max_keys: usage.max_keys,
+            max_bytes: usage.max_bytes,
+            ..Default::default()
+        };
+        let mut namespaces = std::collections::BTreeSet::new();
+        for ((namespace, key), entry) in &content.entries {
+            if namespace.split('.').next() != Some(owner) {
+                continue;
+            }
+            let bytes = (namespace.len() + key.len() + entry.value.len() + 64) as u64;
+            namespaces.insert(namespace);
+            owned.keys += 1;
+            owned.bytes += bytes;
+            if *namespace == name {
+                usage.keys += 1;
+                usage.bytes += bytes;
+            }
         }
+        owned.namespaces = namespaces.len() as u64;
+        (usage.namespace, usage.owner) = (name, Some(owned));
         Ok(v1::StorageUsageResponse { usage: Some(usage) })
     }
 

@@ -98,6 +98,41 @@ async fn a_batch_happens_as_a_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_too_much_at_once_is_refused_as_the_core_does() {
+    with_ctx(|ctx| async move {
+        let storage = ctx.storage();
+        let quarter = "x".repeat((256 << 10) - 2);
+        for key in ["a", "b", "c", "d"] {
+            storage.set(key, &quarter).await?;
+        }
+        let refused = storage.get_many(["a", "b", "c", "d"]).await;
+        assert_eq!(refused.expect_err("and the keys").reason(), "TOO_LARGE");
+        assert_eq!(storage.get_many(["a", "b", "c"]).await?.len(), 3);
+        let keys = |count: u32| (0..count).map(|number| format!("k{number}"));
+        assert_eq!(storage.get_many(keys(100)).await?.len(), 0);
+        for count in [0, 101] {
+            let refused = storage.get_many(keys(count)).await;
+            assert_eq!(refused.expect_err("100").reason(), "BAD_FIELD");
+        }
+        let deletes = |count| keys(count).fold(Batch::new(), Batch::delete);
+        storage.apply(deletes(128)).await?;
+        let checks = keys(129).fold(deletes(1), |batch, key| batch.check(key, 0));
+        let event = NewEvent::new("keeper.moved", json!({}))?;
+        let events = (0..17).fold(deletes(1), |batch, _| batch.event(event.clone()));
+        for batch in [Batch::new(), deletes(129), checks, events] {
+            let refused = storage.apply(batch).await;
+            assert_eq!(refused.expect_err("too many").reason(), "BAD_FIELD");
+        }
+        let mut batch = ["a", "b", "c", "d"].into_iter();
+        let batch = batch.try_fold(Batch::new(), |batch, key| batch.set(key, &quarter))?;
+        let refused = storage.apply(batch).await.expect_err("and the keys");
+        assert_eq!(refused.reason(), "TOO_LARGE");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn keys_are_listed_over_pages() {
     with_ctx(|ctx| async move {
         let storage = ctx.storage();
