@@ -131,12 +131,13 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
     fs::write(&core, text).context("cannot configure the core")?;
     let prebuilt = context.join(PREBUILT);
     fs::create_dir(&prebuilt)?;
-    let built = built()?;
+    let (built, made_by) = built(repository)?;
+    step(&format!("binaries of {}", built.display()));
     for binary in BINARIES {
         let from = built.join(binary);
         ensure!(
             from.is_file(),
-            "{} is not built: cargo build --workspace",
+            "{} is not there: {made_by} makes it",
             from.display()
         );
         let to = prebuilt.join(binary);
@@ -149,16 +150,18 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
     Ok(context.to_owned())
 }
 
-/// Where cargo puts binaries: this test is in its `deps/`.
-fn built() -> Result<PathBuf> {
+/// Where the binaries are, and what makes them: [`OTHER_BINARIES`], a relative path as seen from the root of
+/// the repository, or where cargo puts them: this test is in its `deps/`.
+fn built(repository: &Path) -> Result<(PathBuf, &'static str)> {
     if let Some(other) = std::env::var_os(OTHER_BINARIES) {
-        return Ok(other.into());
+        let other = repository.join(other);
+        let other = fs::canonicalize(&other).with_context(|| other.display().to_string());
+        return Ok((other?, "cargo xtask dist"));
     }
     let test = std::env::current_exe().context("this test has no path")?;
     let directory = test.parent().and_then(Path::parent);
-    Ok(directory
-        .context("this test is not in cargo's target directory")?
-        .to_owned())
+    let directory = directory.context("this test is not in cargo's target directory")?;
+    Ok((directory.to_owned(), "cargo build --workspace"))
 }
 
 fn plain_root(root: &Path, context: &Path) -> Result<()> {
