@@ -14,6 +14,14 @@ use anyhow::{Context as _, Result, bail};
 const COMMAND_SECONDS: &str = "900";
 /// Label of images that have no name (`deploy/Dockerfile`).
 const BUILT_FOR: &str = "core-runtime.built-for";
+/// Arguments of the Dockerfile, and the variables that the compose file takes them from.
+const ARGUMENTS: [(&str, &str); 5] = [
+    ("RUST", "RUST_IMAGE"),
+    ("BASE", "BASE_IMAGE"),
+    ("PYTHON", "PYTHON_IMAGE"),
+    ("BINARIES", "BINARIES"),
+    ("BUILT_FOR", "IMAGES"),
+];
 
 /// The engine, and our project in it.
 #[derive(Debug)]
@@ -71,6 +79,22 @@ impl Engine {
             .current_dir(context)
             .envs(environment);
         run(&mut command)
+    }
+
+    /// Builds a target of the Dockerfile that no service is made of, as compose would.
+    pub(crate) fn build(&self, target: &str) -> Result<String> {
+        let (context, environment) = self.used();
+        let image = format!("{}/{target}", self.project);
+        let mut command = Command::new("docker");
+        command.args(["build", "--file", "deploy/Dockerfile"]);
+        command.args(["--target", target, "--tag", &image]);
+        for (argument, variable) in ARGUMENTS {
+            let value = environment.get(variable);
+            let value = value.with_context(|| format!("{variable} is not set"))?;
+            command.args(["--build-arg", &format!("{argument}={value}")]);
+        }
+        run(command.arg(".").current_dir(context).envs(environment))?;
+        Ok(image)
     }
 
     /// Runs docker itself.

@@ -131,23 +131,67 @@ fn context(repository: &Path, context: &Path) -> Result<PathBuf> {
     fs::write(&core, text).context("cannot configure the core")?;
     let prebuilt = context.join(PREBUILT);
     fs::create_dir(&prebuilt)?;
-    let built = built()?;
+    let built = Built::find(repository)?;
+    step(&format!("binaries of {}", built.directory.display()));
     for binary in BINARIES {
-        copy_stripped(&built.join(binary), &prebuilt.join(binary))?;
+        built.copy(binary, &prebuilt.join(binary))?;
     }
     Ok(context.to_owned())
 }
 
-/// Where cargo puts binaries: this test is in its `deps/`.
-pub(crate) fn built() -> Result<PathBuf> {
-    if let Some(other) = std::env::var_os(OTHER_BINARIES) {
-        return Ok(other.into());
+/// Programs that are built already.
+pub(crate) struct Built {
+    directory: PathBuf,
+    /// What makes them.
+    by: &'static str,
+}
+
+impl Built {
+    /// Those in [`OTHER_BINARIES`], a relative path as seen from the root of the repository, or where cargo
+    /// puts them: this test is in its `deps/`.
+    pub(crate) fn find(repository: &Path) -> Result<Self> {
+        if let Some(other) = std::env::var_os(OTHER_BINARIES) {
+            let other = repository.join(other);
+            let directory = fs::canonicalize(&other);
+            return Ok(Self {
+                directory: directory.with_context(|| other.display().to_string())?,
+                by: "cargo xtask dist",
+            });
+        }
+        let test = std::env::current_exe().context("this test has no path")?;
+        let directory = test.parent().and_then(Path::parent);
+        let directory = directory.context("this test is not in cargo's target directory")?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            by: "cargo build --workspace",
+        })
     }
-    let test = std::env::current_exe().context("this test has no path")?;
-    let directory = test.parent().and_then(Path::parent);
-    Ok(directory
-        .context("this test is not in cargo's target directory")?
-        .to_owned())
+
+    /// Copies one, stripped.
+    fn copy(&self, binary: &str, to: &Path) -> Result<()> {
+        let from = self.directory.join(binary);
+        ensure!(
+            from.is_file(),
+            "{} is not there: {} makes it",
+            from.display(),
+            self.by
+        );
+        fs::copy(&from, to).with_context(|| from.display().to_string())?;
+        // Debug information is most of a binary; without the tool the images are only larger.
+        if let Err(error) = run(Command::new("strip").arg(to)) {
+            println!("not stripped: {error:#}");
+        }
+        Ok(())
+    }
+
+    /// Copies one into a directory below `root`, stripped, and the libraries that it needs to their own places.
+    pub(crate) fn install(&self, binary: &str, root: &Path, directory: &Path) -> Result<()> {
+        let directory = root.join(directory);
+        fs::create_dir_all(&directory)?;
+        let to = directory.join(binary);
+        self.copy(binary, &to)?;
+        copy_libraries(root, &libraries(&to)?)
+    }
 }
 
 fn plain_root(root: &Path, context: &Path) -> Result<()> {
@@ -282,29 +326,6 @@ pub(crate) fn copy_file(root: &Path, path: &Path) -> Result<()> {
 pub(crate) fn copy_program(root: &Path, program: &Path) -> Result<()> {
     copy_file(root, program)?;
     copy_libraries(root, &libraries(program)?)
-}
-
-/// Copies a binary into a directory below `root`, stripped, with the libraries that it needs.
-pub(crate) fn copy_to(root: &Path, binary: &Path, directory: &Path) -> Result<()> {
-    let directory = root.join(directory);
-    fs::create_dir_all(&directory)?;
-    let to = directory.join(binary.file_name().context("a binary")?);
-    copy_stripped(binary, &to)?;
-    copy_libraries(root, &libraries(binary)?)
-}
-
-fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
-    ensure!(
-        from.is_file(),
-        "{} is not built: cargo build --workspace",
-        from.display()
-    );
-    fs::copy(from, to).with_context(|| from.display().to_string())?;
-    // Debug information is most of a binary; without the tool the images are only larger.
-    if let Err(error) = run(Command::new("strip").arg(to)) {
-        println!("not stripped: {error:#}");
-    }
-    Ok(())
 }
 
 /// What the dynamic linker would load for a binary.

@@ -103,6 +103,8 @@ fn acts(engine: &Engine, figures: &Figures) -> Result<()> {
     figures.measured("up: all STARTED after", took.as_secs_f64(), "s");
     step("everything is closed");
     scene::everything_is_closed(&stack)?;
+    step("corectl in a container of its own");
+    scene::tool_elsewhere(&stack)?;
     step("the scene");
     scene::play(&stack)?;
     scene::lamp_is_kept(&stack)?;

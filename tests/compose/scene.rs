@@ -99,3 +99,52 @@ pub(crate) fn everything_is_closed(stack: &Stack<'_>) -> Result<()> {
     ensure!(tokens.len() == PLUGINS.len(), "plugins share tokens");
     Ok(())
 }
+
+/// The operators' tool in a container of its own asks over the private network, with an operator's token; a
+/// plugin's is not enough.
+pub(crate) fn tool_elsewhere(stack: &Stack<'_>) -> Result<()> {
+    let engine = stack.engine;
+    let image = engine.build("corectl")?;
+    let made = stack.corectl(&["tokens", "create", "--operator", "--label", "elsewhere"])?;
+    let token = made["token"].as_str().context("a token")?;
+    // It trusts the same CA as the plugins.
+    let credentials = format!("{}_credentials-devices:/credentials:ro", engine.project());
+    let network = engine.network();
+    let run = |given: &str, command: &[&str]| {
+        let contained = [
+            "run",
+            "--rm",
+            "--read-only",
+            "--cap-drop=ALL",
+            "--network",
+            &network,
+        ];
+        let given = ["--volume", &credentials, "--env", given];
+        let core = [
+            "--env=CORE_ADDR=core:7443",
+            "--env=CORE_CA_FILE=/credentials/ca.pem",
+        ];
+        engine.docker(&[&contained[..], &given, &core, &[&image], command].concat())
+    };
+    let operators = format!("CORE_TOKEN={token}");
+    let version = run(&operators, &["--version"])?;
+    ensure!(version.starts_with("corectl "), "it says {version}");
+    let listed = run(&operators, &["--json", "plugins", "list"])?;
+    let listed: Value = serde_json::from_str(&listed).context("JSON")?;
+    let listed = listed["plugins"].as_array().map_or(0, Vec::len);
+    ensure!(listed == PLUGINS.len(), "it sees {listed} plugins");
+    let refused = run(
+        "CORE_TOKEN_FILE=/credentials/token",
+        &["--json", "tokens", "list"],
+    );
+    ensure!(
+        refused.is_err(),
+        "a plugin's token made an operator: {refused:?}"
+    );
+
+    let id = made["credential"]["id"].as_str().context("an id")?;
+    stack.corectl(&["tokens", "revoke", id])?;
+    let refused = run(&operators, &["status"]);
+    ensure!(refused.is_err(), "a revoked token is good: {refused:?}");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::engine::Engine;
-use crate::images;
+use crate::images::{self, Built};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 /// What the units, and this test inside the container, run.
@@ -185,9 +185,10 @@ fn make(root: &Path, repository: &Path) -> Result<()> {
         etc.join("systemd/system/default.target"),
     )?;
 
-    let (built, shipped) = (images::built()?, repository.join("deploy/systemd"));
+    let built = Built::find(repository)?;
+    let shipped = repository.join("deploy/systemd");
     for program in ["core-server", "corectl"] {
-        images::copy_to(root, &built.join(program), Path::new("usr/local/bin"))?;
+        built.install(program, root, Path::new("usr/local/bin"))?;
     }
     for entry in fs::read_dir(&shipped)? {
         let path = entry?.path();
@@ -206,7 +207,7 @@ fn make(root: &Path, repository: &Path) -> Result<()> {
         )?;
     }
     let plugin = Path::new("etc/core-runtime/plugins").join(PLUGIN);
-    images::copy_to(root, &built.join(PLUGIN), &plugin)?;
+    built.install(PLUGIN, root, &plugin)?;
     let manifest = repository
         .join("examples/home")
         .join(PLUGIN)

@@ -11,6 +11,7 @@ mod home;
 mod machine;
 mod measure;
 mod mutator;
+mod namespace;
 mod observe;
 mod processes;
 mod raw_http2;
@@ -40,7 +41,8 @@ const ECHO: &str = env!("CARGO_BIN_EXE_fixture-echo");
 const MISBEHAVING: &str = env!("CARGO_BIN_EXE_fixture-misbehaving");
 /// A plugin of the SDK in one of several roles.
 const PLAYER: &str = env!("CARGO_BIN_EXE_fixture-player");
-
+/// A cable that loses packets and is late.
+const LINK: &str = env!("CARGO_BIN_EXE_fixture-link");
 /// A plugin that tries to get out of its sandbox.
 const PROBER: &str = env!("CARGO_BIN_EXE_fixture-prober");
 

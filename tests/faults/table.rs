@@ -181,8 +181,8 @@ faults! {
     "54" "soak: 90 s at half of the capacity",
         "RSS slope < 1 MiB/h (with --long, 8 h; else no lost object for each operation), descriptors and tasks flat, p99 drift < 20 %",
         Alone 30000 => soak::half_load;
-    "57" "plugins on other machines: cable pulled for 3 s / 60 s, a late link, renewal, revocation",
-        "each joins by one command; rules of row 38; a renewed certificate goes on, a revoked one ends <= 1 s",
+    "57" "plugins on other machines: cable pulled for 3 s / 60 s, a late link, one that loses packets, renewal, revocation",
+        "each joins by one command; rules of row 38; packets lost: all calls answered; who renews goes on, who is revoked ends <= 1 s",
         Patient 240 => machines::elsewhere;
     "58" "one plugin floods each surface at ten times its quota",
         "refused with RATE_LIMITED and the true wait; another plugin's p99 on the same surface <= 2x; RSS bounded",

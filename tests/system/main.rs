@@ -15,6 +15,7 @@ mod first_start;
 mod grants;
 mod handshake;
 mod hanging;
+mod instances;
 mod isolation;
 mod lifecycle;
 mod liveness;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::plugin::{Plugin, Said};
 use super::worker::{Worker, sent};
-use super::{Admitted, Error, Kind};
+use super::{Admitted, Error, Kind, Opening};
 use crate::channel::handshake::{Claim, claim, negotiate};
 use crate::channel::{
     ChannelId, Closed, Hello, Link, Outbound, Outbox, RefusedService, Run, Welcome,
@@ -24,23 +24,43 @@ use crate::types::PluginName;
 /// When a plugin that is not wanted may ask again.
 const NOT_WANTED_RETRY: Duration = Duration::from_secs(30);
 /// When a second process may ask again.
-const TAKEN_RETRY: Duration = Duration::from_secs(10);
+pub(super) const TAKEN_RETRY: Duration = Duration::from_secs(10);
 /// Shortest advice.
 const MIN_RETRY: Duration = Duration::from_millis(100);
+/// Channels of children that were faster than the news of their spawn. More than this are refused as
+/// if nothing had been spawned.
+const EARLY: usize = 64;
 
 impl Worker {
-    /// Judges an `Open` and, if it is good, makes its channel the run's.
-    pub(super) fn open(
-        &mut self,
-        credential: &Credential,
-        hello: Hello,
-        outbox: Outbox,
-    ) -> Result<Admitted, Error> {
+    /// Judges an `Open` and, if it is good, makes its channel the run's. Answers it now, or when it can be
+    /// judged.
+    pub(super) fn opening(&mut self, opening: Opening) {
+        let plugin = self.plugins.get(&opening.credential.plugin);
+        if plugin.is_some_and(Plugin::is_being_spawned) && self.early.len() < EARLY {
+            // Judged once its process is known.
+            self.early.push(opening);
+            return;
+        }
+        let name = &opening.credential.plugin;
+        let admitted = match self.judge(&opening.credential, &opening.hello) {
+            Ok((Claim::Taken, _)) => return self.knock(opening),
+            Ok((claim, wire_version)) => {
+                self.admit(name, claim, wire_version, *opening.hello, opening.outbox)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(Ok(admitted)) = opening.reply.send(admitted) {
+            // Whoever opened it is gone already, and will not report its loss.
+            self.channel_lost(&admitted.run, admitted.channel);
+        }
+    }
+
+    /// What an `Open` means, and the wire version that is spoken then.
+    fn judge(&mut self, credential: &Credential, hello: &Hello) -> Result<(Claim, u32), Error> {
         if self.shutdown.is_some() {
             return Err(Error::ShuttingDown);
         }
         let name = credential.plugin.clone();
-        let now = Instant::now();
         let bad = || Error::BadCredential {
             plugin: name.clone(),
         };
@@ -59,30 +79,29 @@ impl Worker {
         let held = (plugin.run.is_some() && !plugin.state.awaits_channel())
             .then_some(plugin.instance.as_ref());
         match claim(held, &hello.instance) {
-            Claim::Taken => {
-                let back = plugin.state.suspended_until();
-                let retry_after = back.map_or(TAKEN_RETRY, |at| at.saturating_duration_since(now));
-                Err(Error::AlreadyConnected {
-                    plugin: name,
-                    retry_after: retry_after.max(MIN_RETRY),
-                })
-            }
-            Claim::Resume => {
-                let run = plugin.run.clone().ok_or_else(bad)?;
-                Ok(self.attach(run, hello, outbox, wire_version, Joining::Resumed))
-            }
-            Claim::New if !plugin.state.awaits_channel() => Err(refusal(plugin, now)),
-            Claim::New => {
-                self.take_requirements(&name, &hello)?;
-                self.take_asks(&name, &hello);
-                let run = self
-                    .plugins
-                    .get(&name)
-                    .and_then(|plugin| plugin.run.clone());
-                let run = run.unwrap_or_else(|| self.begin_remote(&name));
-                Ok(self.attach(run, hello, outbox, wire_version, Joining::New))
-            }
+            Claim::New if !plugin.state.awaits_channel() => Err(refusal(plugin, Instant::now())),
+            claim => Ok((claim, wire_version)),
         }
+    }
+
+    fn admit(
+        &mut self,
+        name: &PluginName,
+        claim: Claim,
+        wire_version: u32,
+        hello: Hello,
+        outbox: Outbox,
+    ) -> Result<Admitted, Error> {
+        let joining = if claim == Claim::Resume {
+            Joining::Resumed
+        } else {
+            self.take_requirements(name, &hello)?;
+            self.take_asks(name, &hello);
+            Joining::New
+        };
+        let run = self.plugins.get(name).and_then(|plugin| plugin.run.clone());
+        let run = run.unwrap_or_else(|| self.begin_remote(name));
+        Ok(self.attach(run, hello, outbox, wire_version, joining))
     }
 
     /// A remote plugin says itself what it requires, beside what the configuration says.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Admitted, Error, Message, PluginManager};
+use super::{Admitted, Error, Message, Opening, PluginManager};
 use crate::channel::{ChannelId, Hello, Outbox, Run, Verdict};
 use crate::security::Credential;
 
@@ -15,6 +15,8 @@ impl PluginManager {
     /// # Errors
     /// `BadCredential`, `WireVersion`, `AlreadyConnected`, `NotWanted`, `Backoff`,
     /// `DependencyCycle`, `ShuttingDown`.
+    ///
+    /// Where another instance holds the run this may take 4 s: that one is asked for a sign of life first.
     ///
     /// # Cancel safety
     /// Dropped, the channel counts as lost.
@@ -26,12 +28,12 @@ impl PluginManager {
     ) -> Result<Admitted, Error> {
         let (reply, answer) = oneshot::channel();
         let hello = Box::new(hello);
-        let message = Message::Open {
+        let message = Message::Open(Opening {
             credential,
             hello,
             outbox,
             reply,
-        };
+        });
         self.mailbox
             .send(message)
             .await

@@ -15,6 +15,7 @@
 //! - A plugin has at most one run, and the next one begins only when nothing is left of the process
 //!   of the one before.
 //! - A plugin begins only once all it requires is STARTED. A circle is refused with its path.
+//! - Who holds a run keeps it against another instance as long as it gives a sign of life (`knocks`).
 //! - Channels of ended runs, and replaced channels, change nothing.
 //! - `Welcome` is the first frame of every channel.
 //! - A plugin that was taken out of the configuration is there until nothing is left of its run.
@@ -37,6 +38,7 @@ mod error;
 mod grants;
 mod info;
 mod keeper;
+mod knocks;
 mod manifest;
 mod offers;
 mod operations;
@@ -140,6 +142,15 @@ enum All {
     Stop,
 }
 
+/// An `Open` that is to be judged.
+#[derive(Debug)]
+struct Opening {
+    credential: Credential,
+    hello: Box<Hello>,
+    outbox: Outbox,
+    reply: oneshot::Sender<Result<Admitted, Error>>,
+}
+
 #[derive(Debug)]
 enum Message {
     Request {
@@ -158,12 +169,7 @@ enum Message {
         level: Option<Verbosity>,
         reply: oneshot::Sender<Result<Verbosity, Error>>,
     },
-    Open {
-        credential: Credential,
-        hello: Box<Hello>,
-        outbox: Outbox,
-        reply: oneshot::Sender<Result<Admitted, Error>>,
-    },
+    Open(Opening),
     ChannelLost {
         run: Arc<Run>,
         channel: ChannelId,

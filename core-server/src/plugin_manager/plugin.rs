@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::grants::Asks;
 use super::info::{LastExit, PluginInfo, PluginKind};
+use super::knocks::Knock;
 use super::offers::Offer;
 use super::upgrade::Upgrading;
 use super::{CrashReport, Error, Kind, Manifest};
@@ -44,6 +45,8 @@ pub(super) struct Plugin {
     pub(super) orders: Option<watch::Sender<Order>>,
     pub(super) pid: u32,
     pub(super) liveness: Option<Liveness>,
+    /// Another instance that wants the run's place.
+    pub(super) knock: Option<Knock>,
     /// What the current or last run was kept to.
     pub(super) isolation: Option<Isolation>,
     /// What it used when it was last looked at; stays after its end.
@@ -130,6 +133,7 @@ impl Plugin {
             orders: None,
             pid: 0,
             liveness: None,
+            knock: None,
             isolation: None,
             gauge: Gauge::default(),
             waiters: Vec::new(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::knocks::Knock;
 use super::operations::Unkept;
 use super::upgrade::Upgrading;
 use super::worker::{Worker, sent};
@@ -28,7 +29,9 @@ impl Worker {
             let waiters = plugin.waiters.iter().map(|waiter| waiter.deadline).min();
             let offer = plugin.offer.as_ref().map(|offer| offer.deadline);
             let upgrade = plugin.upgrade.as_ref().and_then(Upgrading::next_deadline);
-            [plugin.state.next_deadline(), beat, waiters, offer, upgrade]
+            let knock = plugin.knock.as_ref().map(Knock::next_look);
+            let life = plugin.state.next_deadline();
+            [life, beat, knock, waiters, offer, upgrade]
                 .into_iter()
                 .flatten()
         });
@@ -79,7 +82,12 @@ impl Worker {
             if plugin.state.next_deadline().is_some_and(|at| at <= now) {
                 self.feed(&name, Event::Tick);
             }
-            self.beat(&name, check_links, now);
+            let knocks = self.plugins.get(&name);
+            let knocks = knocks.is_some_and(|plugin| plugin.knock.is_some());
+            self.beat(&name, check_links || knocks, now);
+            if knocks {
+                self.judge_knock(&name, now);
+            }
             if check_links {
                 self.notice_refusal(&name);
                 self.check_link(&name, now);
@@ -117,6 +125,9 @@ impl Worker {
                 if let Some(liveness) = &mut plugin.liveness {
                     liveness.re_arm(now);
                 }
+                if let Some(knock) = &mut plugin.knock {
+                    knock.re_arm(now);
+                }
                 if let Some(offer) = &mut plugin.offer {
                     offer.deadline += by;
                 }
@@ -128,7 +139,7 @@ impl Worker {
         }
     }
 
-    fn beat(&mut self, name: &PluginName, look: bool, now: Instant) {
+    pub(super) fn beat(&mut self, name: &PluginName, look: bool, now: Instant) {
         let Some(plugin) = self.plugins.get_mut(name) else {
             return;
         };

@@ -19,7 +19,7 @@ use super::programs::Looking;
 use super::reload::{Pending, initially, settings};
 use super::reports::Word;
 use super::shutdown::Shutdown;
-use super::{Config, Dependencies, Kind, Manifest, Message, OnLoss, Shared};
+use super::{Config, Dependencies, Kind, Manifest, Message, OnLoss, Opening, Shared};
 use crate::channel::{ChannelId, Outbound, Push, Run};
 use crate::config::Upgrades;
 use crate::stall::StallGuard;
@@ -60,7 +60,7 @@ pub struct Worker {
     pub(super) scope: TaskScope,
     messages: mpsc::Receiver<Message>,
     /// `Open`s that wait for the news of their process.
-    early: Vec<Message>,
+    pub(super) early: Vec<Opening>,
     pub(super) host_events: (mpsc::Sender<HostReport>, mpsc::Receiver<HostReport>),
     /// Changed since it was last put on the board.
     pub(super) dirty: BTreeSet<PluginName>,
@@ -87,10 +87,6 @@ enum Woken {
     /// Reports of channels, or a deadline.
     Look,
 }
-
-/// Channels of children that were faster than the news of their spawn. More than this are refused as
-/// if nothing had been spawned.
-const EARLY: usize = 64;
 
 pub(super) type HostReport = (PluginName, Generation, HostEvent);
 
@@ -267,29 +263,7 @@ impl Worker {
                 // Whoever asked may be gone; it is set all the same.
                 drop(reply.send(self.set_log_level(&plugin, level)));
             }
-            Message::Open {
-                credential,
-                hello,
-                outbox,
-                reply,
-            } => {
-                let plugin = self.plugins.get(&credential.plugin);
-                if plugin.is_some_and(Plugin::is_being_spawned) && self.early.len() < EARLY {
-                    // Judged once its process is known.
-                    self.early.push(Message::Open {
-                        credential,
-                        hello,
-                        outbox,
-                        reply,
-                    });
-                    return;
-                }
-                let admitted = self.open(&credential, *hello, outbox);
-                if let Err(Ok(admitted)) = reply.send(admitted) {
-                    // Whoever opened it is gone already, and will not report its loss.
-                    self.channel_lost(&admitted.run, admitted.channel);
-                }
-            }
+            Message::Open(opening) => self.opening(opening),
             Message::ChannelLost { run, channel } => self.channel_lost(&run, channel),
             Message::Grants(plugin, change, reply) => self.change_grants(&plugin, change, reply),
             Message::Reload { manifests, reply } => self.reload(manifests, reply),
@@ -309,7 +283,7 @@ impl Worker {
     fn host_report(&mut self, report: HostReport) {
         self.note_host(report);
         let early = std::mem::take(&mut self.early);
-        early.into_iter().for_each(|open| self.message(open));
+        early.into_iter().for_each(|early| self.opening(early));
     }
 
     fn note_host(&mut self, (name, generation, event): HostReport) {

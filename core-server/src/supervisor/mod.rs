@@ -1,7 +1,8 @@
 //! What keeps one plugin alive: pure rules, and thin drivers of processes.
 //!
 //! Owns: the lifecycle of one plugin ([`lifecycle`]), when it runs again ([`restart`]), how many start
-//! in a row ([`start_bucket`]), whether it lives ([`liveness`]), child processes and embedded plugins
+//! in a row ([`start_bucket`]), whether it lives ([`liveness`]) and keeps its run
+//! ([`contest`]), child processes and embedded plugins
 //! ([`host`]), what they are kept to ([`isolation`]) and use ([`usage`]), their end with their run and
 //! with the core ([`custody`]), and what they write ([`output`]). Does not own: which plugins there are
 //! and what depends on what (`plugin_manager/`), nor channels (`channel/`).
@@ -13,6 +14,7 @@
 //! - Output is always drained. A plugin that writes faster than anybody reads loses its oldest lines,
 //!   never its own time.
 
+pub mod contest;
 pub mod custody;
 pub mod host;
 pub mod isolation;

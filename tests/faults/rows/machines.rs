@@ -1,21 +1,22 @@
 //! 57: plugins on other machines. Each is a network namespace with a cable to this one, which can be
-//! pulled: then packets are lost, as no proxy can lose them.
+//! pulled, or be bad: then packets are lost, as no proxy can lose them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use core_proto::contract::env;
 use core_proto::v1::{AccessInviteRequest, AccessRevokeCredentialRequest, PluginInfo};
 use core_tests::{Client, Faults, Proxy, Way};
+use core_tls::CredentialsDir;
 use serde_json::json;
-use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::home::{Home, Timeline, plugin};
-use crate::measure::ms;
+use crate::measure::{count, ms, percentile, worst};
+use crate::namespace::{BadCable, Machine};
 use crate::remote::{self, PATIENT};
 use crate::report::Row;
 use crate::{CORE, PLAYER};
@@ -24,12 +25,25 @@ use crate::{CORE, PLAYER};
 const BASE: &str = "base";
 /// Milliseconds between two events of a peer.
 const PACE: &str = "50";
+/// What a peer is told.
+const PEER: [&str; 2] = [PACE, BASE];
 const SHORT: Duration = Duration::from_secs(3);
 const LONG: Duration = Duration::from_secs(60);
 /// Ready again so long after the mending.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// The plugins: one for each way to be elsewhere.
 const NAMES: [&str; 3] = ["near", "far", "late"];
+/// And one whose cable is bad, where there can be such a cable.
+const LOSSY: &str = "lossy";
+/// The bad cable, each way.
+const LOST_PER_MILLE: u64 = 20;
+const DELAY_MS: u64 = 40;
+/// Over the bad cable: callers at once, and for how long.
+const CALLERS: usize = 4;
+const CALLING: Duration = Duration::from_secs(45);
+/// The shortest that a configuration may say: each is renewed after two thirds of it, and the first one
+/// of the plugin that is cut off for a minute expires meanwhile.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn elsewhere(row: Row) -> Result<()> {
     let corectl = Path::new(CORE).with_file_name("corectl");
@@ -38,7 +52,7 @@ pub(crate) async fn elsewhere(row: Row) -> Result<()> {
         return Ok(());
     }
     let mut machines = Vec::new();
-    for index in 0..3 {
+    for index in 0..4 {
         match Machine::make(index).await {
             Ok(machine) => machines.push(machine),
             Err(error) => {
@@ -47,9 +61,13 @@ pub(crate) async fn elsewhere(row: Row) -> Result<()> {
             }
         }
     }
-    let [near, far, late] = machines.as_slice() else {
-        unreachable!("three were made");
+    let [near, far, late, lossy] = machines.as_slice() else {
+        unreachable!("four were made");
     };
+    let bad = lossy.worsen(LOST_PER_MILLE, DELAY_MS, row.seed()).await;
+    let bad =
+        bad.inspect_err(|error| row.skip_part(format!("no cable can lose packets: {error:#}")));
+    let bad = bad.ok();
     let home = home(near.here).await;
     home.all_ready(&[BASE]).await;
     let core = tls_address(&home.operator).await?;
@@ -57,11 +75,11 @@ pub(crate) async fn elsewhere(row: Row) -> Result<()> {
     // One command each: the SDK's own, or corectl's.
     let began = Instant::now();
     let join = invite(&home.operator, "near").await?;
-    let _near = near.plugin("near", &[(env::JOIN, &join)])?;
+    let _near = near.plugin("near", PEER, &[(env::JOIN, &join)])?;
     let join = invite(&home.operator, "far").await?;
     far.runs(&corectl, &["join", &join, "--out", &far.credentials()])
         .await?;
-    let _far = far.plugin("far", &[])?;
+    let _far = far.plugin("far", PEER, &[])?;
     let join = invite(&home.operator, "late").await?;
     late.runs(&corectl, &["join", &join, "--out", &late.credentials()])
         .await?;
@@ -72,21 +90,39 @@ pub(crate) async fn elsewhere(row: Row) -> Result<()> {
         ..Way::default()
     }));
     let through = proxy.address().to_string();
-    let _late = late.plugin("late", &[(env::ADDR, &through)])?;
-    let before = home.all_ready(&NAMES).await;
+    let _late = late.plugin("late", PEER, &[(env::ADDR, &through)])?;
+    let mut _lossy = None;
+    if bad.is_some() {
+        let join = invite(&home.operator, LOSSY).await?;
+        _lossy = Some(lossy.plugin(LOSSY, PEER, &[(env::JOIN, &join)])?);
+    }
+    let names: Vec<_> = NAMES
+        .into_iter()
+        .chain(bad.as_ref().map(|_| LOSSY))
+        .collect();
+    let before = home.all_ready(&names).await;
     row.tell("all joined and ready after", ms(began.elapsed()), "ms");
 
     let timeline = home.timeline().await;
     let shortly = async {
         pulled_shortly(&row, &home.operator, near, &before[0]).await?;
-        renewed(&row, &home.operator, near, &corectl, &before[0]).await
+        renewed(&row, &home.operator, near, &corectl, &before[0]).await?;
+        renews_itself(&row, &home.operator, &timeline, near, &before[0]).await
     };
-    let (shortly, long) = tokio::join!(
+    let losing = async {
+        match bad {
+            Some(bad) => losing(&row, &home.operator, &timeline, bad, &before[3]).await,
+            None => Ok(()),
+        }
+    };
+    let (shortly, long, losing) = tokio::join!(
         shortly,
-        pulled_long(&row, &home.operator, &timeline, far, &before[1])
+        pulled_long(&row, &home.operator, &timeline, far, &before[1]),
+        losing
     );
     shortly?;
     long?;
+    losing?;
 
     let kills = timeline
         .told()
@@ -99,14 +135,20 @@ pub(crate) async fn elsewhere(row: Row) -> Result<()> {
         let account = remote::account(&home.operator, name).await?;
         remote::check_account(&row, name, &account);
     }
-    revoked(&row, &home.operator, &timeline, "late").await?;
+    for name in ["late", "near"] {
+        revoked(&row, &home.operator, &timeline, name).await?;
+    }
     home.stop(&row).await;
     Ok(())
 }
 
 async fn home(address: Ipv4Addr) -> Home {
-    let mut toml = format!("[listen]\ntls = [\"{address}:0\"]\ntls_names = [\"{address}\"]\n");
-    for name in NAMES {
+    let life = CERTIFICATE_LIFE.as_secs();
+    let mut toml = format!(
+        "[listen]\ntls = [\"{address}:0\"]\ntls_names = [\"{address}\"]\n\
+         [security]\ncertificate_life = \"{life}s\"\n"
+    );
+    for name in NAMES.into_iter().chain([LOSSY]) {
         toml += &format!(
             "[plugins.{name}]\nrun.kind = \"remote\"\n{PATIENT}\
              permissions.subscribe = [\"{BASE}.>\"]\npermissions.call = [\"{BASE}.>\"]\n"
@@ -176,6 +218,8 @@ async fn pulled_long(
     before: &PluginInfo,
 ) -> Result<()> {
     let name = before.name.as_str();
+    let kept = CredentialsDir::new(machine.credentials());
+    let first = kept.read()?.expires_at;
     machine.cable("down").await?;
     let cut = Instant::now();
     let after = |from: Instant, told: Option<(Instant, PluginInfo)>| {
@@ -203,6 +247,11 @@ async fn pulled_long(
     let limit = RECOVERY.as_secs_f64();
     row.at_most("60 s: ready after the end", after(mended, back), "s", limit);
     row.require(says(operator, name).await, "60 s: calls work again");
+    let renewed = kept.read()?.expires_at > first;
+    row.require(
+        renewed,
+        "60 s: its certificate, which expired meanwhile, was renewed",
+    );
     Ok(())
 }
 
@@ -246,6 +295,102 @@ async fn renewed(
     Ok(())
 }
 
+/// By the SDK, in time: nothing of the plugin's life is seen to change, though the certificate that its
+/// connection began with expires.
+async fn renews_itself(
+    row: &Row,
+    operator: &Client,
+    timeline: &Timeline,
+    machine: &Machine,
+    before: &PluginInfo,
+) -> Result<()> {
+    let kept = CredentialsDir::new(machine.credentials());
+    let old = kept.read()?.expires_at;
+    let began = Instant::now();
+    let has_expired = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.is_ok_and(|now| now.as_secs() > old)
+    };
+    let (mut calls, mut refused, mut renewed) = (0, 0, None);
+    while !has_expired() {
+        calls += 1;
+        refused += usize::from(!says(operator, &before.name).await);
+        if renewed.is_none() && kept.read().is_ok_and(|kept| kept.expires_at > old) {
+            renewed = Some(began.elapsed());
+        }
+        tokio::time::sleep(core_tests::POLL).await;
+    }
+    let took = renewed.map_or(f64::NAN, |took| took.as_secs_f64());
+    let limit = CERTIFICATE_LIFE.as_secs_f64();
+    row.at_most("the SDK renewed after", took, "s", limit);
+    row.require(calls > 0, "it is called meanwhile");
+    row.exactly("renewal by the SDK: calls not answered", refused, "", 0);
+    let interrupted = timeline.told().into_iter().filter(|(at, plugin)| {
+        *at > began && plugin.name == before.name && plugin.phase != "ready"
+    });
+    row.exactly(
+        "renewal by the SDK: interruptions",
+        interrupted.count(),
+        "",
+        0,
+    );
+    same_run(row, operator, before, "a renewal by the SDK").await;
+    Ok(())
+}
+
+/// A cable that loses packets: slower, and nothing else.
+async fn losing(
+    row: &Row,
+    operator: &Client,
+    timeline: &Timeline,
+    cable: BadCable,
+    before: &PluginInfo,
+) -> Result<()> {
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        callers.spawn(call_for(operator.clone(), CALLING));
+    }
+    let called = callers.join_all().await;
+    let unanswered = called.iter().map(|(_, unanswered)| unanswered).sum();
+    let took: Vec<_> = called.into_iter().flat_map(|(took, _)| took).collect();
+    let what = |what| format!("2 % lost, 40 ms late: {what}");
+    row.exactly(&what("calls not answered"), unanswered, "", 0);
+    row.tell(&what("calls answered"), count(took.len()), "");
+    row.tell(&what("p50"), percentile(&took, 50), "ms");
+    row.tell(&what("p99"), percentile(&took, 99), "ms");
+    row.tell(&what("worst"), worst(&took), "ms");
+    let fastest = took.iter().min().map_or(f64::NAN, |took| ms(*took));
+    row.at_least(&what("fastest"), fastest, "ms", 80.0);
+    let away = timeline.told().into_iter().filter(|(_, plugin)| {
+        plugin.name == LOSSY && (remote::has_ended(plugin, before) || plugin.phase == "degraded")
+    });
+    row.exactly(&what("false restarts, false alarms"), away.count(), "", 0);
+    let account = remote::account(operator, LOSSY).await?;
+    remote::check_account(row, LOSSY, &account);
+    row.require(
+        account.failed == 0,
+        format!("{LOSSY}: all of its own calls are answered: {account:?}"),
+    );
+    let (seen, lost) = cable.end().await?;
+    row.between(&what("packets lost"), lost / seen * 100.0, "%", 1.0, 3.0);
+    Ok(())
+}
+
+/// What its calls took, and how many were not answered.
+async fn call_for(operator: Client, time: Duration) -> (Vec<Duration>, usize) {
+    let until = Instant::now() + time;
+    let (mut took, mut unanswered) = (Vec::new(), 0);
+    while Instant::now() < until {
+        let began = Instant::now();
+        if says(&operator, LOSSY).await {
+            took.push(began.elapsed());
+        } else {
+            unanswered += 1;
+        }
+    }
+    (took, unanswered)
+}
+
 async fn revoked(row: &Row, operator: &Client, timeline: &Timeline, name: &str) -> Result<()> {
     let before = operator.plugin(name).await;
     let request = AccessRevokeCredentialRequest {
@@ -258,127 +403,7 @@ async fn revoked(row: &Row, operator: &Client, timeline: &Timeline, name: &str) 
         .first(name, RECOVERY, |plugin| remote::has_ended(plugin, &before))
         .await;
     let took = ended.map_or(f64::NAN, |(at, _)| ms(at.saturating_duration_since(began)));
-    row.at_most("revoked: the run ends after", took, "ms", 1_000.0);
-    Ok(())
-}
-
-/// A network namespace, and a pair of interfaces that is its cable. Removed when this is dropped.
-struct Machine {
-    name: String,
-    /// This machine's end of the cable, and the namespace's.
-    ends: [String; 2],
-    /// This machine's address on the cable.
-    here: Ipv4Addr,
-    directory: tempfile::TempDir,
-}
-
-impl Machine {
-    async fn make(index: u8) -> Result<Self> {
-        let own = std::process::id();
-        let name = format!("core-machine-{own}-{index}");
-        // Names of interfaces have 15 characters at most.
-        let (left, there) = (format!("cm{own}h{index}"), format!("cm{own}t{index}"));
-        // From the range for tests of networks (RFC 2544): nobody else's.
-        let third = u8::try_from(own % 256)?;
-        let here = Ipv4Addr::new(198, 18, third, 4 * index + 1);
-        let address = Ipv4Addr::new(198, 18, third, 4 * index + 2);
-        ip(&["netns", "add", &name]).await?;
-        let machine = Self {
-            name,
-            ends: [left, there],
-            here,
-            directory: tempfile::tempdir().context("a directory")?,
-        };
-        let (name, [left, there]) = (&machine.name, &machine.ends);
-        let (own_end, its_end) = (format!("{here}/30"), format!("{address}/30"));
-        let veth = [
-            "link", "add", left, "type", "veth", "peer", "name", there, "netns", name,
-        ];
-        ip(&veth).await?;
-        ip(&["address", "add", &own_end, "dev", left]).await?;
-        ip(&["link", "set", left, "up"]).await?;
-        ip(&["-n", name, "address", "add", &its_end, "dev", there]).await?;
-        ip(&["-n", name, "link", "set", "lo", "up"]).await?;
-        machine.cable("up").await?;
-        Ok(machine)
-    }
-
-    /// `up` or `down`.
-    async fn cable(&self, how: &str) -> Result<()> {
-        ip(&["-n", &self.name, "link", "set", &self.ends[1], how]).await?;
-        if how == "up" {
-            // All of this machine's addresses are behind the cable; its route goes with it.
-            let here = self.here.to_string();
-            ip(&[
-                "-n", &self.name, "route", "replace", "default", "via", &here,
-            ])
-            .await?;
-        }
-        Ok(())
-    }
-
-    fn credentials(&self) -> String {
-        self.directory
-            .path()
-            .join("credentials")
-            .display()
-            .to_string()
-    }
-
-    /// A program on this machine.
-    fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.name])
-            .arg(program)
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        command
-    }
-
-    /// Runs a program to its end.
-    async fn runs(&self, program: &Path, arguments: &[&str]) -> Result<()> {
-        let ran = self.program(program).args(arguments).output().await?;
-        let said = String::from_utf8_lossy(&ran.stderr);
-        ensure!(ran.status.success(), "{arguments:?}: {}", said.trim());
-        Ok(())
-    }
-
-    /// Starts a peer with the credentials of this machine.
-    fn plugin(&self, name: &str, environment: &[(&str, &str)]) -> Result<Child> {
-        let mut command = self.program(&PathBuf::from(PLAYER));
-        command
-            .args(["peer", PACE, BASE])
-            .env(env::CREDENTIALS_DIR, self.credentials())
-            .env(env::PLUGIN, name)
-            .envs(environment.iter().copied());
-        command.spawn().context("a plugin")
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // The cable by itself: connections that a killed plugin left hold the namespace for minutes.
-        // Whether all is gone nobody can be told here.
-        for remove in [
-            ["link", "delete", &self.ends[0]],
-            ["netns", "delete", &self.name],
-        ] {
-            let mut ip = std::process::Command::new("ip");
-            ip.args(remove).stderr(Stdio::null()).status().ok();
-        }
-    }
-}
-
-async fn ip(arguments: &[&str]) -> Result<()> {
-    let ran = Command::new("ip").args(arguments).output().await;
-    let ran = ran.context("ip (iproute2) is not installed")?;
-    let said = String::from_utf8_lossy(&ran.stderr);
-    ensure!(
-        ran.status.success(),
-        "ip {}: {}",
-        arguments.join(" "),
-        said.trim()
-    );
+    let figure = format!("{name} revoked: the run ends after");
+    row.at_most(&figure, took, "ms", 1_000.0);
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod children;
 mod embedded;
 mod grants;
+mod knocks;
 mod ordering;
 mod reload;
 mod remote;

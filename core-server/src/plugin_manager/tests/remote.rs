@@ -9,7 +9,7 @@ use crate::types::ServiceName;
 
 impl Home {
     /// A ready plugin with heartbeats, and the connection that it is heard by.
-    async fn pinged(&self, plugin: &str) -> (Link, LastRead) {
+    pub(super) async fn pinged(&self, plugin: &str) -> (Link, LastRead) {
         self.phase(plugin, Phase::Connecting).await;
         let hello = Hello {
             ready: true,

@@ -287,6 +287,7 @@ impl State {
                 }
             }
             RunEvent::Lifeless(how) => self.lifeless(how, now, out),
+            RunEvent::GaveWay(after) => self.gave_way(after, now, out),
             RunEvent::Health(health) => run.health = health,
             RunEvent::Exited(_) => {}
         }

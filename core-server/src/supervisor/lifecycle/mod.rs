@@ -383,6 +383,8 @@ pub enum RunEvent {
     IdentityRefused(String),
     /// It does not live, though its process may.
     Lifeless(Lifeless),
+    /// Another instance wants its place, and it gave no sign of life for so long.
+    GaveWay(Duration),
     /// It uses more than it may, and lives.
     OverLimit {
         /// A stable word.

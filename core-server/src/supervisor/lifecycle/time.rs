@@ -25,6 +25,13 @@ impl State {
         self.end_run(End::Failed(note), Grace::None, now, out);
     }
 
+    pub(super) fn gave_way(&mut self, after: Duration, now: Instant, out: &mut Vec<Action>) {
+        let silent = seconds(after);
+        let text = format!("another instance came, and it gave no sign of life for {silent}");
+        let end = End::Failed(Note::new("gave_way", text));
+        self.end_run(end, Grace::None, now, out);
+    }
+
     pub(super) fn tick(&mut self, now: Instant, out: &mut Vec<Action>) {
         let timeouts = &self.settings.timeouts;
         match &mut self.life {

@@ -147,6 +147,19 @@ impl Liveness {
         self.sent
     }
 
+    /// Whether a ping was not answered, though it may have been sent over an earlier channel.
+    #[must_use]
+    pub fn is_unanswered(&self, nonce: u64) -> bool {
+        nonce > self.answered
+    }
+
+    /// The plugin is to give a sign of life: the next ping is due now, unless one is under way.
+    pub fn ask(&mut self, now: Instant) {
+        if self.under_way == UnderWay::Nothing {
+            self.next_ping = self.next_ping.min(now);
+        }
+    }
+
     /// The channel is lost. There is nothing to ping over, but what was silent before stays so.
     pub fn unlink(&mut self) {
         self.linked = false;

@@ -104,7 +104,9 @@ impl Enrollment {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the certificate was not renewed");
-                    tokio::time::sleep(RENEW_AGAIN).await;
+                    // Whoever is refused has reached the core: it may be asked again.
+                    let refused = self.refused.notified();
+                    drop(tokio::time::timeout(RENEW_AGAIN, refused).await);
                 }
             }
         }

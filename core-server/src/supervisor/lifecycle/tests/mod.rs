@@ -840,20 +840,25 @@ fn missed_heartbeats_degrade_and_a_pong_clears() {
 fn a_lifeless_run_is_ended_and_counted_with_its_reason() {
     for (how, reason, message) in [
         (
-            Lifeless::Silent(Duration::from_secs(15)),
+            RunEvent::Lifeless(Lifeless::Silent(Duration::from_secs(15))),
             "silent",
             "nothing was heard of it for 15 s",
         ),
         (
-            Lifeless::Unresponsive(Duration::from_secs(60)),
+            RunEvent::Lifeless(Lifeless::Unresponsive(Duration::from_secs(60))),
             "unresponsive",
             "it answered no ping for 60 s",
+        ),
+        (
+            RunEvent::GaveWay(Duration::from_secs(2)),
+            "gave_way",
+            "another instance came, and it gave no sign of life for 2 s",
         ),
     ] {
         let mut play = Play::started(Origin::Hosted);
         play.run(RunEvent::Heartbeat { missed: true });
         play.take();
-        play.run(RunEvent::Lifeless(how));
+        play.run(how);
         // A stopped process is continued by it, and heeds it or is killed.
         let out = play.take();
         assert!(out.contains(&Action::EndRun) && out.contains(&Action::Terminate));
@@ -1330,6 +1335,7 @@ fn all_events(state: &State, budget: Budget) -> Vec<Event> {
         RunEvent::Heartbeat { missed: false },
         RunEvent::Lifeless(Lifeless::Silent(Duration::from_secs(15))),
         RunEvent::Lifeless(Lifeless::Unresponsive(Duration::from_secs(60))),
+        RunEvent::GaveWay(Duration::from_secs(2)),
         RunEvent::IdentityRefused(no()),
         RunEvent::OverLimit {
             reason: "memory_limit",
