@@ -40,12 +40,13 @@ const PREBUILT: &str = "prebuilt";
 /// Names a directory with other binaries than those of the tests' profile: `cargo xtask dist` makes one.
 const OTHER_BINARIES: &str = "COMPOSE_BINARIES";
 /// Only what this test does happens: nobody moves, no lamp goes off by itself, and any use of memory
-/// deserves a warning.
+/// deserves a warning. Containers join in any order: a warning that nobody could take yet comes again soon.
 const STILL: &str = "
 [plugins.devices.config]
 motion_every_ms = 0
 [plugins.automation.config]
 lamp_off_after_seconds = 86400
+remind_after_seconds = 5
 [plugins.host_sensors.config]
 thresholds.memory_percent = 0.0
 ";
@@ -60,36 +61,44 @@ const UNUSED: [&str; 7] = [
     "turtledemo",
 ];
 
+/// The service whose image is not made of binaries, and those whose images are.
+const IN_PYTHON: &str = "sunlight";
+const IN_RUST: [&str; 5] = [
+    "automation",
+    "devices",
+    "host_sensors",
+    "notifications",
+    "home",
+];
+
 /// Bases and context, ready for compose.
 #[derive(Debug)]
 pub(crate) struct Images {
     context: PathBuf,
+    /// What the bases are made of.
+    root: PathBuf,
+    requirements: PathBuf,
+    python: String,
     environment: BTreeMap<String, String>,
 }
 
 impl Images {
-    /// Makes everything in `scratch`.
+    /// Makes the context and the plain base in `scratch`.
     pub(crate) fn prepare(engine: &Engine, repository: &Path, scratch: &Path) -> Result<Self> {
         let context = context(repository, &scratch.join("context"))?;
         let plain = format!("{}/base:plain", engine.project());
         let python = format!("{}/base:python", engine.project());
         let root = scratch.join("root");
 
-        step("bases of this machine's own files");
+        step("a base of this machine's own files");
         plain_root(&root, &context)?;
         import(engine, &root, &plain, &[])?;
-        let requirements = repository.join("examples/raw/python/requirements.txt");
-        add_python(&root, &requirements)?;
-        // pip finds everything in the image and asks nobody.
-        let offline = ["ENV PIP_NO_INDEX=1", "ENV PIP_FIND_LINKS=/wheels"];
-        import(engine, &root, &python, &offline)?;
-        fs::remove_dir_all(&root).context("cannot remove the root of the bases")?;
 
         let environment = [
             ("IMAGES", engine.project()),
             ("RUST_IMAGE", &plain),
             ("BASE_IMAGE", &plain),
-            ("PYTHON_IMAGE", &python),
+            ("PYTHON_IMAGE", python.as_str()),
             ("BINARIES", PREBUILT),
             // The builder that needs no plugin; `docker compose` has its own.
             ("DOCKER_BUILDKIT", "0"),
@@ -97,8 +106,40 @@ impl Images {
         let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         Ok(Self {
             context,
+            root,
+            requirements: repository.join("examples/raw/python/requirements.txt"),
             environment: environment.map(own).into(),
+            python,
         })
+    }
+
+    /// Builds all images. Compose and the engine make one after the other, and those of Python mostly wait
+    /// for packages: they are made beside the others.
+    pub(crate) fn build(&self, engine: &Engine) -> Result<()> {
+        let build = |services: &[&str]| {
+            engine.compose(&[&["--profile", "children", "build"], services].concat())
+        };
+        std::thread::scope(|threads| {
+            let python = threads.spawn(|| self.python_base(engine));
+            // By itself: its stages are the first ones of all others, which find them made.
+            let core = build(&["core"]);
+            python.join().expect("it does not panic")?;
+            core?;
+            let python = threads.spawn(|| build(&[IN_PYTHON]));
+            let rust = build(&IN_RUST);
+            python.join().expect("it does not panic")?;
+            rust?;
+            Ok(())
+        })
+    }
+
+    fn python_base(&self, engine: &Engine) -> Result<()> {
+        let root = &self.root;
+        add_python(root, &self.requirements)?;
+        // pip finds everything in the image and asks nobody.
+        let offline = ["ENV PIP_NO_INDEX=1", "ENV PIP_FIND_LINKS=/wheels"];
+        import(engine, root, &self.python, &offline)?;
+        fs::remove_dir_all(root).context("cannot remove the root of the bases")
     }
 
     /// The directory with the compose file.

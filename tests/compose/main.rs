@@ -80,7 +80,7 @@ fn play(engine: &Engine) -> Result<()> {
     let images = Images::prepare(engine, &repository(), &scratch)?;
     engine.use_context(images.context(), images.environment());
     step("build");
-    engine.compose(&["--profile", "children", "build"])?;
+    images.build(engine)?;
     let played = acts(engine, &figures);
     figures.write(&scratch.join("results.json"))?;
     played?;

@@ -4,6 +4,7 @@
 //! killed at its end, so that no row disturbs another and nothing outlives the run. Should the row's
 //! process itself hang, this one does the same for it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -45,8 +46,10 @@ struct Running {
 pub(crate) fn run(faults: &[&'static Fault], how: How, directory: &Path) -> Result<Vec<Entry>> {
     become_subreaper();
     let machine = Machine::watch();
-    let (patient, alone): (Vec<_>, Vec<_>) =
+    let (mut patient, alone): (Vec<&Fault>, Vec<&Fault>) =
         faults.iter().partition(|fault| fault.lane == Lane::Patient);
+    // What may take longest begins first, so that no long row is left to wait for alone at the end.
+    patient.sort_by_key(|fault| Reverse(fault.bound));
     let mut entries = BTreeMap::new();
     for (rows, at_once) in [(patient, SIDE_BY_SIDE), (alone, 1)] {
         let mut waiting = rows.into_iter();

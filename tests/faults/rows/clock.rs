@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use core_proto::v1;
-use core_tests::{Client, Hello, RawPlugin, signal, within};
+use core_tests::{Client, CoreProcess, Hello, RawPlugin, signal, within};
 use core_tls::{ClientTls, EnrollError, Enrolled};
 use rustix::process::Signal;
 use serde_json::json;
@@ -26,7 +26,13 @@ const ASLEEP: Duration = Duration::from_secs(30);
 /// What is preloaded into the core.
 const SHIM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/fixtures/wall_clock.c");
 
+/// Sleeps, jumps and certificates have cores of their own, and are played at the same time.
 pub(crate) async fn jumps(row: Row) -> Result<()> {
+    tokio::try_join!(Box::pin(asleep(&row)), Box::pin(with_another_clock(&row)))?;
+    Ok(())
+}
+
+async fn asleep(row: &Row) -> Result<()> {
     // In the middle of its start when the core falls asleep: it needs more time than it has, if the
     // sleep counts.
     let slow = plugin("slow", MISBEHAVING, &["takes", "load", "35000"])
@@ -35,23 +41,29 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
     let home = Home::start(&[lamp, switch, slow]).await;
     home.all_ready(&["lamp", "switch"]).await;
     home.operator.until_phase("slow", "loading").await;
-    suspend(&row, &home).await?;
-    home.stop(&row).await;
+    suspend(row, &home).await?;
+    home.stop(row).await;
+    Ok(())
+}
 
+async fn with_another_clock(row: &Row) -> Result<()> {
     let directory = tempfile::tempdir().context("a directory")?;
     let Some(library) = build_shim(directory.path()).await else {
         row.skip_part("jumps of the wall clock: no C compiler here to build the shim");
         return Ok(());
     };
-    let clock = Clock::new(directory.path().join("offset"))?;
-    // Before the clock of the machine was set: the year 1970.
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .context("a time")?;
-    clock.set(-i64::try_from(now.as_secs())? + 60)?;
-    let core = Home::prepare("", &plugins())
-        .env("LD_PRELOAD", &library.to_string_lossy())
-        .env("FAULTS_WALL_CLOCK", &clock.path.to_string_lossy());
+    let clock = |name| Clock::new(directory.path().join(name));
+    let (jumping, of_certificates) = (clock("jumping")?, clock("certificates")?);
+    tokio::try_join!(
+        Box::pin(jumped(row, &library, &jumping)),
+        Box::pin(certificates(row, &library, &of_certificates))
+    )?;
+    Ok(())
+}
+
+async fn jumped(row: &Row, library: &Path, clock: &Clock) -> Result<()> {
+    clock.set(nineteen_seventy()?)?;
+    let core = clock.given_to(library, Home::prepare("", &plugins()));
     let home = Home::of(core).await;
     home.all_ready(&["lamp", "switch"]).await;
     let year = year_of(&home).await?;
@@ -79,28 +91,25 @@ pub(crate) async fn jumps(row: Row) -> Result<()> {
         ("right again", 0),
     ] {
         clock.set(offset)?;
-        works(&row, &home, what).await;
+        works(row, &home, what).await;
         let lasting = home.operator.stored("notes", "lasting").await;
         row.require(
             matches!(lasting, Ok(Some(_))),
             format!("{what}: what lasts for half an hour is there: {lasting:?}"),
         );
     }
-    restarts(&row, &home, "wall clock").await?;
-    home.stop(&row).await;
-    Box::pin(certificates(&row, &library, &clock)).await
+    restarts(row, &home, "wall clock").await?;
+    home.stop(row).await;
+    Ok(())
 }
 
 /// Certificates by a clock that is not set yet, is set, runs on, and is lost again: nobody is locked out, and
 /// what is over is over.
 async fn certificates(row: &Row, library: &Path, clock: &Clock) -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let nineteen_seventy = -i64::try_from(now.context("a time")?.as_secs())? + 60;
+    let nineteen_seventy = nineteen_seventy()?;
     clock.set(nineteen_seventy)?;
-    let core = Home::prepare("[listen]\ntls = [\"127.0.0.1:0\"]\n", &[])
-        .env("LD_PRELOAD", &library.to_string_lossy())
-        .env("FAULTS_WALL_CLOCK", &clock.path.to_string_lossy());
-    let mut home = Home::of(core).await;
+    let core = Home::prepare("[listen]\ntls = [\"127.0.0.1:0\"]\n", &[]);
+    let mut home = Home::of(clock.given_to(library, core)).await;
     let board = join(&home, "board").await?;
     clock.set(0)?;
     let admitted = opens(&home, &board).await?;
@@ -345,6 +354,12 @@ impl Clock {
         Ok(Self { path })
     }
 
+    /// The core with this clock in place of the machine's.
+    fn given_to(&self, library: &Path, core: CoreProcess) -> CoreProcess {
+        core.env("LD_PRELOAD", &library.to_string_lossy())
+            .env("FAULTS_WALL_CLOCK", &self.path.to_string_lossy())
+    }
+
     fn set(&self, seconds: i64) -> Result<()> {
         use std::os::unix::fs::FileExt as _;
         // In place: the core has the file mapped.
@@ -353,6 +368,12 @@ impl Clock {
         file.write_all_at(&seconds.to_ne_bytes(), 0)
             .context("the offset")
     }
+}
+
+/// How far off a clock is that was not set yet: it says that it is a minute after the beginning of 1970.
+fn nineteen_seventy() -> Result<i64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(60 - i64::try_from(now.context("a time")?.as_secs())?)
 }
 
 async fn build_shim(directory: &Path) -> Option<PathBuf> {

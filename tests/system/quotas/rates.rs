@@ -1,47 +1,67 @@
 //! So much a second.
 
+use tokio::task::JoinSet;
+
 use super::super::counters::counter;
 use super::*;
 
+/// Surfaces that are played at the same time, each with a core of its own: most of it is waiting for what
+/// was used up.
+const SIDE_BY_SIDE: usize = 8;
+
 #[tokio::test]
 async fn each_surface_is_bounded_for_unary_requests_and_frames_together() {
-    for used in uses() {
-        let quota = used.quota;
-        eprintln!("{quota:?} by {}", used.method);
-        let (core, mut lamp) = lamp(only(quota, LIMIT)).await;
-        let client = lamp.client();
-        // Both use the same account: what the one has used up the other does not have. A call that is let in
-        // fails, for nobody provides the service; that is no refusal.
-        let of_quota = |answer: Result<(), Refusal>| match answer {
-            Err(other) if other.reason == "NO_SUCH_SERVICE" => Ok(()),
-            answer => answer,
-        };
-        let refusal = until_refused!(of_quota(unary(&client, &used).await));
-        refusal.names(quota, LIMIT);
-        let refusal = until_refused!(of_quota(framed(&mut lamp, &used).await));
-        let wait = refusal.names(quota, LIMIT);
-        assert!(wait <= Duration::from_secs(1), "{wait:?}");
-        // The time that was told is enough.
-        tokio::time::sleep(wait).await;
-        let answer = of_quota(framed(&mut lamp, &used).await);
-        assert!(answer.is_ok(), "{answer:?}");
-        for shown in quotas_of(&core, "lamp").await {
-            let is_it = shown.name == quota.key();
-            assert_eq!(shown.limit, if is_it { LIMIT } else { 0 }, "{shown:?}");
-            assert_eq!(shown.refused > 0, is_it, "{shown:?}");
+    let mut waiting = uses().into_iter();
+    let mut played = JoinSet::new();
+    loop {
+        while played.len() < SIDE_BY_SIDE
+            && let Some(used) = waiting.next()
+        {
+            played.spawn(is_bounded(used));
         }
-        assert!(counter(core.operator(), "plugin_quota_refused_total").await >= 2);
-        // Another plugin has not used anything.
-        let door = RawPlugin::open(&core.remote("door"), Hello::ready()).await;
-        let door = door.expect("admitted");
-        let elsewhere = Use {
-            message: of_door(&used.message),
-            ..used
-        };
-        let answer = of_quota(unary(&door.client(), &elsewhere).await);
-        assert!(answer.is_ok(), "{answer:?}");
-        core.shutdown().await;
+        match played.join_next().await {
+            Some(done) => done.expect("what it says above"),
+            None => break,
+        }
     }
+}
+
+async fn is_bounded(used: Use) {
+    let quota = used.quota;
+    eprintln!("{quota:?} by {}", used.method);
+    let (core, mut lamp) = lamp(only(quota, LIMIT)).await;
+    let client = lamp.client();
+    // Both use the same account: what the one has used up the other does not have. A call that is let in
+    // fails, for nobody provides the service; that is no refusal.
+    let of_quota = |answer: Result<(), Refusal>| match answer {
+        Err(other) if other.reason == "NO_SUCH_SERVICE" => Ok(()),
+        answer => answer,
+    };
+    let refusal = until_refused!(of_quota(unary(&client, &used).await));
+    refusal.names(quota, LIMIT);
+    let refusal = until_refused!(of_quota(framed(&mut lamp, &used).await));
+    let wait = refusal.names(quota, LIMIT);
+    assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    // The time that was told is enough.
+    tokio::time::sleep(wait).await;
+    let answer = of_quota(framed(&mut lamp, &used).await);
+    assert!(answer.is_ok(), "{answer:?}");
+    for shown in quotas_of(&core, "lamp").await {
+        let is_it = shown.name == quota.key();
+        assert_eq!(shown.limit, if is_it { LIMIT } else { 0 }, "{shown:?}");
+        assert_eq!(shown.refused > 0, is_it, "{shown:?}");
+    }
+    assert!(counter(core.operator(), "plugin_quota_refused_total").await >= 2);
+    // Another plugin has not used anything.
+    let door = RawPlugin::open(&core.remote("door"), Hello::ready()).await;
+    let door = door.expect("admitted");
+    let elsewhere = Use {
+        message: of_door(&used.message),
+        ..used
+    };
+    let answer = of_quota(unary(&door.client(), &elsewhere).await);
+    assert!(answer.is_ok(), "{answer:?}");
+    core.shutdown().await;
 }
 
 #[tokio::test]
