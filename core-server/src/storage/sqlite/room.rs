@@ -122,15 +122,21 @@ impl Room {
     }
 
     /// Whether the room that the log's file takes is to be given back. A file that is kept is room for the
-    /// deletes that follow, of which nobody else can take anything: so only where it ends the scarcity, or
-    /// keeps it from coming.
+    /// deletes that follow, of which nobody else can take anything: so only where it ends the scarcity, keeps
+    /// it from coming, or makes a reserve possible.
     pub(super) fn wants_log_bytes(&self, log_bytes: u64, reusable: impl FnOnce() -> u64) -> bool {
-        let free_bytes = self.free_bytes();
-        if log_bytes == 0 || !self.low {
-            return log_bytes > 0 && free_bytes < 2 * SCARCE_BYTES;
+        if log_bytes == 0 {
+            return false;
         }
+        let free_bytes = self.free_bytes();
         let then_bytes = free_bytes.saturating_add(log_bytes);
-        then_bytes >= LEAST_BYTES && then_bytes.saturating_add(reusable()) >= ENOUGH_BYTES
+        if self.low {
+            return then_bytes >= LEAST_BYTES
+                && then_bytes.saturating_add(reusable()) >= ENOUGH_BYTES;
+        }
+        let makes_reserve =
+            self.lacks_reserve && free_bytes < ENOUGH_BYTES && then_bytes >= ENOUGH_BYTES;
+        free_bytes < 2 * SCARCE_BYTES || makes_reserve
     }
 
     /// After a write found no room: whether it is the disk that is full.
