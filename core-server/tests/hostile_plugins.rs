@@ -8,7 +8,7 @@ use core_proto::v1::plugin_channel_client::PluginChannelClient;
 use core_proto::v1::plugin_message::Message as ToCore;
 use core_proto::v1::{self, CoreMessage, PluginMessage};
 use core_server::Runtime;
-use core_server::config::{CallPermission, Config, Need};
+use core_server::config::{CallPermission, Config, Need, Quotas};
 use core_server::plugin_manager::{Kind, Manifest};
 use core_server::security::Token;
 use core_server::types::{Pattern, PluginName};
@@ -263,9 +263,12 @@ async fn a_request_with_endless_texts_is_refused_and_its_channel_lives() {
 }
 
 #[tokio::test]
-async fn a_response_that_fits_no_message_is_an_error_and_not_the_end_of_the_channel() {
+async fn a_response_that_would_fit_no_message_is_refused_and_not_the_end_of_the_channel() {
     let directory = tempfile::tempdir().expect("a directory");
-    let core = core(directory.path(), &["asks"]).await;
+    let core = core_with(directory.path(), &["asks"], |config| {
+        config.quotas = Quotas::UNLIMITED;
+    })
+    .await;
     let mut asks = Plugin::open(&core, "asks", &[]).await;
     let keys: Vec<_> = (0..20).map(|index| format!("key-{index}")).collect();
     for (key, request_id) in keys.iter().zip(1..) {
@@ -284,7 +287,13 @@ async fn a_response_that_fits_no_message_is_an_error_and_not_the_end_of_the_chan
     };
     asks.request(100, "Storage/GetMany", &get).await;
     let error = asks.response(100).await.error.expect("too large");
-    assert!(error.message.contains("`response`"), "{}", error.message);
+    assert!(error.message.contains("ask for fewer"), "{}", error.message);
+    let get = v1::StorageGetRequest {
+        namespace: "asks".to_owned(),
+        key: "key-0".to_owned(),
+    };
+    asks.request(101, "Storage/Get", &get).await;
+    assert_eq!(asks.response(101).await.error, None);
     shut_down(core).await;
 }
 

@@ -47,6 +47,8 @@ impl Worker {
     pub(super) fn knock(&mut self, opening: Opening) {
         let name = opening.credential.plugin.clone();
         let now = Instant::now();
+        // What it has answered until now is known first: what is under way then was not.
+        self.beat(&name, true, now);
         let plugin = self.plugins.get_mut(&name);
         let Some(plugin) = plugin.filter(|plugin| {
             let waits = |knock: &Knock| !knock.opening.reply.is_closed();
