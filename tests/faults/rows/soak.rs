@@ -103,7 +103,7 @@ pub(crate) async fn half_load(row: Row) -> Result<()> {
         lower_quartile(&p99s[..third]),
         lower_quartile(&p99s[p99s.len() - third..]),
     );
-    row.at_most("p99 drift", (last / first - 1.0) * 100.0, "%", 20.0);
+    row.at_most("p99 at last, of that at first", last / first, "times", 1.2);
     row.tell("call p99 at first", first, "ms");
     row.tell("call p99 at last", last, "ms");
     let slope = slope_of(&memory);
