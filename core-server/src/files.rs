@@ -2,16 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, Uid, chownat, fchown, flock, openat,
-};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, flock};
 
 /// What a file must outlive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +24,6 @@ pub(crate) enum Outlives {
 /// # Errors
 /// It was not replaced; or, once it was, its directory could not be synced.
 pub(crate) fn write_atomically(path: &Path, content: &[u8], outlives: Outlives) -> io::Result<()> {
-    write_for(path, content, outlives, None)
-}
-
-/// As [`write_atomically`], for another user.
-///
-/// # Errors
-/// Those of [`write_atomically`].
-pub(crate) fn write_for(
-    path: &Path,
-    content: &[u8],
-    outlives: Outlives,
-    owner: Option<Owner>,
-) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
     let mut beside = path.as_os_str().to_owned();
@@ -56,9 +39,6 @@ pub(crate) fn write_for(
         .mode(0o600)
         .open(&beside)?;
     file.write_all(content)?;
-    if let Some(owner) = owner {
-        owner.give(&file)?;
-    }
     if outlives == Outlives::Power {
         file.sync_all()?;
     }
@@ -72,100 +52,39 @@ pub(crate) fn write_for(
 /// Makes a directory and those above it that are missing, for their owner only.
 ///
 /// # Errors
-/// One of them cannot be made, or given to its owner.
-pub(crate) fn make_directories(path: &Path, owner: Option<Owner>) -> io::Result<()> {
-    let above = path.ancestors().filter(|path| !path.as_os_str().is_empty());
-    let missing: Vec<PathBuf> = above
-        .take_while(|path| !path.exists())
-        .map(Path::to_owned)
-        .collect();
+/// One of them cannot be made.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(path)?;
-    if let Some(owner) = owner {
-        for path in missing {
-            owner.give(&open_directory(CWD, &path)?)?;
+        .create(path)
+}
+
+/// Sends root away from a directory of somebody else, or one that is still to be made there: its owner may put
+/// links in the way that root would follow, and could not read what root leaves behind.
+///
+/// # Errors
+/// It is somebody else's (`PermissionDenied`, saying whose and what to do), or cannot be looked at.
+pub(crate) fn refuse_root(directory: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let directory = std::path::absolute(directory)?;
+    for path in directory.ancestors() {
+        let owner = match fs::metadata(path) {
+            Ok(found) => found.uid(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if owner == 0 {
+            break;
         }
+        let path = path.display();
+        let why =
+            format!("{path} belongs to uid {owner}; run this as that user: sudo -u '#{owner}' …");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
     Ok(())
-}
-
-/// Without following a link.
-fn open_directory(within: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(within, name, flags, Mode::empty())
-}
-
-/// Whose files are to be that root makes for a service, which could not read them otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    user: Uid,
-    group: Gid,
-}
-
-impl Owner {
-    /// The owner of a directory, or where it is missing of the nearest one above it. `None`: what is made here
-    /// is whose it should be, or this process cannot give it to anybody.
-    ///
-    /// # Errors
-    /// It cannot be looked at.
-    pub(crate) fn of(directory: &Path) -> io::Result<Option<Self>> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
-        }
-        let directory = std::path::absolute(directory)?;
-        for path in directory.ancestors() {
-            match fs::metadata(path) {
-                Ok(found) if found.uid() == 0 => return Ok(None),
-                Ok(found) => {
-                    return Ok(Some(Self {
-                        user: Uid::from_raw(found.uid()),
-                        group: Gid::from_raw(found.gid()),
-                    }));
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Gives an open file or directory away.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) fn give(self, file: impl AsFd) -> io::Result<()> {
-        Ok(fchown(file, Some(self.user), Some(self.group))?)
-    }
-
-    /// Gives away all that is in a directory that this process has made, and last the directory. No link is
-    /// followed: whoever owns the directories above could put one there meanwhile.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) fn give_tree(self, directory: &Path) -> io::Result<()> {
-        self.give_within(&open_directory(CWD, directory)?)
-    }
-
-    fn give_within(self, directory: &OwnedFd) -> io::Result<()> {
-        for entry in Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            match open_directory(directory, name) {
-                Ok(within) => self.give_within(&within)?,
-                Err(Errno::NOTDIR | Errno::LOOP) => {
-                    let (user, group) = (Some(self.user), Some(self.group));
-                    chownat(directory, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.give(directory)
-    }
 }
 
 /// Keeps other cores away from a directory for as long as it lives, and no longer than the process: the
@@ -174,7 +93,7 @@ impl Owner {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct DirectoryLock {
-    file: File,
+    _file: File,
 }
 
 impl DirectoryLock {
@@ -212,15 +131,7 @@ impl DirectoryLock {
         }
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
-        Ok(Self { file })
-    }
-
-    /// Gives the file that stays to whoever is to take the directory next.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) fn give(&self, owner: Owner) -> io::Result<()> {
-        owner.give(&self.file)
+        Ok(Self { _file: file })
     }
 }
 

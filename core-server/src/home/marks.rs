@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::files::{Outlives, Owner, make_directories, write_for};
+use crate::files::{Outlives, make_directories, write_atomically};
 use crate::security::audit;
 
 /// Suffix of the mark.
@@ -34,14 +34,10 @@ pub(super) fn mark_path(configuration: &Path) -> PathBuf {
 }
 
 /// Marks that a home goes to this data directory.
-pub(super) fn mark(
-    configuration: &Path,
-    data_dir: &Path,
-    owner: Option<Owner>,
-) -> Result<(), Error> {
+pub(super) fn mark(configuration: &Path, data_dir: &Path) -> Result<(), Error> {
     let path = mark_path(configuration);
     let data_dir = std::path::absolute(data_dir).map_err(Error::file("find", data_dir))?;
-    write(&path, &Mark { data_dir }, owner)
+    write(&path, &Mark { data_dir })
 }
 
 /// The data directory that the mark of this configuration names.
@@ -62,7 +58,12 @@ pub(super) fn unmark(configuration: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::file("remove", &path)(error))
         }
-        _ => Ok(()),
+        Err(_) => Ok(()),
+        // Before what it names is forgotten.
+        Ok(()) => {
+            let directory = path.parent().filter(|path| !path.as_os_str().is_empty());
+            super::restore::sync(directory.unwrap_or(Path::new(".")))
+        }
     }
 }
 
@@ -82,8 +83,8 @@ pub(super) struct Note {
 }
 
 /// Leaves the note.
-pub(super) fn leave(data_dir: &Path, note: &Note, owner: Option<Owner>) -> Result<(), Error> {
-    write(&data_dir.join(NOTE), note, owner)
+pub(super) fn leave(data_dir: &Path, note: &Note) -> Result<(), Error> {
+    write(&data_dir.join(NOTE), note)
 }
 
 /// Has the audit log tell of a home that was put in place since a core ran here; waits for the disk. Once.
@@ -111,14 +112,14 @@ pub fn tell_restored(data_dir: &Path) -> Result<(), Error> {
     };
     let security = data_dir.join("security");
     // A home without TLS brings none.
-    make_directories(&security, None).map_err(Error::file("make", &security))?;
+    make_directories(&security).map_err(Error::file("make", &security))?;
     audit::note_offline(&security, &record).map_err(Error::file("write into", &security))?;
     fs::remove_file(&path).map_err(Error::file("remove", &path))
 }
 
-fn write(path: &Path, what: &impl Serialize, owner: Option<Owner>) -> Result<(), Error> {
+fn write(path: &Path, what: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(what).map_err(io::Error::from);
-    text.and_then(|text| write_for(path, &text, Outlives::Power, owner))
+    text.and_then(|text| write_atomically(path, &text, Outlives::Power))
         .map_err(Error::file("write", path))
 }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{self, CONFIGURATION, DATABASE, Part, belonging, place};
 use super::{Error, Places, archive, marks};
-use crate::files::{DirectoryLock, Outlives, Owner, make_directories, write_for};
+use crate::files::{DirectoryLock, Outlives, make_directories, refuse_root, write_atomically};
 use crate::storage::offline;
 use crate::types::Revision;
 
@@ -66,12 +66,11 @@ pub struct Restored {
 /// [`Error`]. As long as `<data_dir>/restoring` is not there nothing has changed; else [`finish`] goes on with it.
 pub fn restore(archive: &Path, places: &Places, now: SystemTime) -> Result<Restored, Error> {
     let data_dir = &places.data_dir;
-    let owner = owner_of(data_dir)?;
-    let _lock = take(data_dir, owner)?;
+    let _lock = take(data_dir)?;
     // One that was interrupted is finished first: what it replaced must not be lost.
-    finish_locked(data_dir, owner)?;
-    begin(archive, places, now, owner)?;
-    finish_locked(data_dir, owner)?.ok_or_else(|| Error::File {
+    finish_locked(data_dir)?;
+    begin(archive, places, now)?;
+    finish_locked(data_dir)?.ok_or_else(|| Error::File {
         doing: "go on with",
         path: data_dir.join(READY),
         source: io::ErrorKind::NotFound.into(),
@@ -79,18 +78,13 @@ pub fn restore(archive: &Path, places: &Places, now: SystemTime) -> Result<Resto
 }
 
 /// Steps 1 and 2. After an error nothing has changed.
-pub(super) fn begin(
-    archive: &Path,
-    places: &Places,
-    now: SystemTime,
-    owner: Option<Owner>,
-) -> Result<(), Error> {
+pub(super) fn begin(archive: &Path, places: &Places, now: SystemTime) -> Result<(), Error> {
     let unpacked = places.data_dir.join(UNPACKING);
     remove_tree(&unpacked)?;
     let ready = places.data_dir.join(READY);
-    let begun = prepare(archive, places, &unpacked, now, owner).and_then(|()| {
+    let begun = prepare(archive, places, &unpacked, now).and_then(|()| {
         if let Some(configuration) = &places.configuration {
-            marks::mark(configuration, &places.data_dir, owner)?;
+            marks::mark(configuration, &places.data_dir)?;
         }
         fs::rename(&unpacked, ready).map_err(Error::file("begin with", &unpacked))
     });
@@ -113,9 +107,8 @@ pub fn finish(data_dir: &Path) -> Result<Option<Restored>, Error> {
     if !is_there(data_dir, &[READY, DONE])? {
         return Ok(None);
     }
-    let owner = owner_of(data_dir)?;
-    let _lock = take(data_dir, owner)?;
-    finish_locked(data_dir, owner)
+    let _lock = take(data_dir)?;
+    finish_locked(data_dir)
 }
 
 /// Finishes a restore that was to bring this configuration and was interrupted, wherever its home goes: that may
@@ -187,36 +180,21 @@ fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory)
 }
 
-fn owner_of(data_dir: &Path) -> Result<Option<Owner>, Error> {
-    Owner::of(data_dir).map_err(Error::file("look at", data_dir))
-}
-
-fn take(data_dir: &Path, owner: Option<Owner>) -> Result<DirectoryLock, Error> {
-    make_directory(data_dir, owner)?;
-    let lock = DirectoryLock::take(data_dir).map_err(|source| match source.kind() {
+fn take(data_dir: &Path) -> Result<DirectoryLock, Error> {
+    refuse_root(data_dir).map_err(Error::file("restore into", data_dir))?;
+    make_directory(data_dir)?;
+    DirectoryLock::take(data_dir).map_err(|source| match source.kind() {
         io::ErrorKind::ResourceBusy => Error::InUse {
             path: data_dir.to_owned(),
             source,
         },
         _ => Error::file("lock", data_dir)(source),
-    })?;
-    if let Some(owner) = owner {
-        lock.give(owner)
-            .map_err(Error::file("give away", data_dir))?;
-    }
-    Ok(lock)
+    })
 }
 
 /// Everything that can fail because of the archive happens here.
-fn prepare(
-    archive: &Path,
-    places: &Places,
-    unpacked: &Path,
-    now: SystemTime,
-    owner: Option<Owner>,
-) -> Result<(), Error> {
-    // Root's until all is in it.
-    make_directory(unpacked, None)?;
+fn prepare(archive: &Path, places: &Places, unpacked: &Path, now: SystemTime) -> Result<(), Error> {
+    make_directory(unpacked)?;
     let report = archive::read(archive, |name| {
         parts::is_known(name).then(|| unpacked.join(name))
     })?;
@@ -228,7 +206,7 @@ fn prepare(
     let plan = Plan {
         database: places.database.clone(),
         configuration: places.configuration.clone(),
-        replaced: set_aside(places, now, owner)?,
+        replaced: set_aside(places, now)?,
         note: Some(marks::Note {
             backup: std::path::absolute(archive).unwrap_or_else(|_| archive.to_owned()),
             made_at: report.about.made_at,
@@ -241,19 +219,9 @@ fn prepare(
     };
     let path = unpacked.join(PLAN);
     let text = serde_json::to_vec_pretty(&plan).map_err(io::Error::from);
-    text.and_then(|text| write_for(&path, &text, Outlives::Power, owner))
+    text.and_then(|text| write_atomically(&path, &text, Outlives::Power))
         .map_err(Error::file("write", &path))?;
-    give_tree(unpacked, owner)?;
     sync_tree(unpacked)
-}
-
-fn give_tree(directory: &Path, owner: Option<Owner>) -> Result<(), Error> {
-    match owner {
-        Some(owner) => owner
-            .give_tree(directory)
-            .map_err(Error::file("give away", directory)),
-        None => Ok(()),
-    }
 }
 
 /// Whether the database of an archive is one, and whole.
@@ -274,11 +242,7 @@ pub(super) fn check_database(archive: &Path, database: &Path) -> Result<(), Erro
 }
 
 /// Copies what is there. `None`: nothing is.
-fn set_aside(
-    places: &Places,
-    now: SystemTime,
-    owner: Option<Owner>,
-) -> Result<Option<PathBuf>, Error> {
+fn set_aside(places: &Places, now: SystemTime) -> Result<Option<PathBuf>, Error> {
     let there = belonging(places).map_err(Error::file("look into", &places.data_dir))?;
     if there.is_empty() {
         return Ok(None);
@@ -292,16 +256,15 @@ fn set_aside(
     for Part { name, path } in &there {
         let content = fs::read(path).map_err(Error::file("keep", path))?;
         let to = kept.join(name);
-        write_for(&to, &content, Outlives::Power, owner).map_err(Error::file("write", &to))?;
+        write_atomically(&to, &content, Outlives::Power).map_err(Error::file("write", &to))?;
     }
-    give_tree(&kept, owner)?;
     sync_tree(&kept)?;
     sync(&places.data_dir)?;
     Ok(Some(kept))
 }
 
 /// Step 3, as often as it takes.
-fn finish_locked(data_dir: &Path, owner: Option<Owner>) -> Result<Option<Restored>, Error> {
+fn finish_locked(data_dir: &Path) -> Result<Option<Restored>, Error> {
     remove_tree(&data_dir.join(DONE))?;
     let ready = data_dir.join(READY);
     if !ready.exists() {
@@ -331,7 +294,7 @@ fn finish_locked(data_dir: &Path, owner: Option<Owner>) -> Result<Option<Restore
         // Where it is in place already nothing is written: whoever goes on may not be allowed to.
         let is_there = name == CONFIGURATION && fs::read(&to).is_ok_and(|there| there == content);
         if !is_there {
-            write_private(&to, &content, owner)?;
+            write_private(&to, &content)?;
         }
         files += 1;
     }
@@ -354,7 +317,7 @@ fn finish_locked(data_dir: &Path, owner: Option<Owner>) -> Result<Option<Restore
         remove_file(&from.database)?;
     }
     if let Some(note) = &plan.note {
-        marks::leave(data_dir, note, owner)?;
+        marks::leave(data_dir, note)?;
     }
     let done = data_dir.join(DONE);
     fs::rename(&ready, &done).map_err(Error::file("end", &ready))?;
@@ -366,11 +329,11 @@ fn finish_locked(data_dir: &Path, owner: Option<Owner>) -> Result<Option<Restore
     Ok(Some(restored))
 }
 
-fn write_private(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<(), Error> {
+fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
     if let Some(directory) = path.parent() {
-        make_directory(directory, owner)?;
+        make_directory(directory)?;
     }
-    write_for(path, content, Outlives::Power, owner).map_err(Error::file("write", path))
+    write_atomically(path, content, Outlives::Power).map_err(Error::file("write", path))
 }
 
 /// A directory for its user only that is removed in the end.
@@ -397,8 +360,8 @@ impl Drop for Unpacked {
     }
 }
 
-fn make_directory(path: &Path, owner: Option<Owner>) -> Result<(), Error> {
-    make_directories(path, owner).map_err(Error::file("make", path))
+fn make_directory(path: &Path) -> Result<(), Error> {
+    make_directories(path).map_err(Error::file("make", path))
 }
 
 fn remove_tree(path: &Path) -> Result<(), Error> {
@@ -419,7 +382,7 @@ fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn sync(directory: &Path) -> Result<(), Error> {
+pub(super) fn sync(directory: &Path) -> Result<(), Error> {
     let synced = File::open(directory).and_then(|directory| directory.sync_all());
     synced.map_err(Error::file("sync", directory))
 }

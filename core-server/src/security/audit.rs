@@ -22,7 +22,6 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::identity::Caller;
-use crate::files::Owner;
 use crate::types::Source;
 
 /// Records that wait for the disk.
@@ -266,7 +265,7 @@ impl Denials {
 }
 
 /// Notes something that was done while no core ran, and waits for the disk. Only where a core has kept its
-/// secrets before. Where root notes it, the log stays the directory's owner's.
+/// secrets before.
 ///
 /// # Errors
 /// It could not be written.
@@ -276,11 +275,7 @@ pub fn note_offline(directory: &Path, record: &Record) -> io::Result<()> {
     }
     let line = line(SystemTime::now(), 0, record)?;
     let mut log = Rotating::new(directory);
-    log.write(&line)?;
-    if let (Some(owner), Some((file, _))) = (Owner::of(directory)?, &log.open) {
-        owner.give(file)?;
-    }
-    Ok(())
+    log.write(&line)
 }
 
 #[derive(Serialize)]

@@ -199,13 +199,22 @@ impl Watchers {
             }
             let before = watcher.bytes;
             self.conflated += u64::from(watcher.note(change, order));
-            if !self.budgets.note(&watcher.owner, before, watcher.bytes) {
-                self.budgets.note(&watcher.owner, watcher.bytes, 0);
-                watcher.give_up();
-            }
             wakers.extend(watcher.waker.take());
+            if !self.budgets.note(&watcher.owner, before, watcher.bytes) {
+                let owner = watcher.owner.clone();
+                wakers.extend(self.give_up_most_of(&owner));
+            }
         }
         wakers
+    }
+
+    /// Ends the watch of an owner for which most is held: that is who does not read.
+    fn give_up_most_of(&mut self, owner: &Source) -> Option<Waker> {
+        let own = self.all.values_mut().filter(|one| one.owner == *owner);
+        let most = own.max_by_key(|one| one.bytes)?;
+        self.budgets.note(owner, most.bytes, 0);
+        most.give_up();
+        most.waker.take()
     }
 
     /// The next item; when there is none, keeps the waker. `Ready(None)`: not yet, ask again.

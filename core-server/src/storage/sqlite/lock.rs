@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-use crate::files::Owner;
 use crate::storage::error::OpenError;
 
 /// `<path><suffix>`: the neighbours of a database keep its whole name.
@@ -115,7 +114,7 @@ pub(super) fn create_database(path: &Path) -> Result<(), OpenError> {
 /// the operating system lets go of the lock whatever ends it. The file itself stays; to remove it
 /// would let two processes lock two files of one name.
 pub(super) struct LockFile {
-    file: File,
+    _file: File,
 }
 
 impl LockFile {
@@ -144,12 +143,7 @@ impl LockFile {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(io_error("write", &path))?;
-        Ok(Self { file })
-    }
-
-    /// Gives the file that stays to whoever is to open the database next.
-    pub(super) fn give(&self, owner: Owner) -> io::Result<()> {
-        owner.give(&self.file)
+        Ok(Self { _file: file })
     }
 }
 

@@ -11,7 +11,7 @@ use super::backup::findings;
 use super::connection::{self, open_error};
 use super::lock::{LockFile, beside, directory, io_error, rename_new, resolve, sync_directory};
 use super::{read, schema, write};
-use crate::files::{Owner, make_directories};
+use crate::files::{make_directories, refuse_root};
 use crate::storage::admin::{digest, digest_path};
 use crate::storage::clock::trusted_from;
 use crate::storage::error::OpenError;
@@ -168,21 +168,16 @@ pub fn restore(backup: &Path, path: &Path, now: SystemTime) -> Result<Restored, 
             source: Arc::new(super::FailedCheck(finding.clone())),
         });
     }
-    // Root may do it for a service.
-    let whose = |path: &Path| Owner::of(directory(path)).map_err(io_error("look at", path));
-    let made = make_directories(directory(path), whose(path)?);
+    refuse_root(directory(path)).map_err(io_error("restore", path))?;
+    let made = make_directories(directory(path));
     made.map_err(io_error("create the directory of", path))?;
     let path = &resolve(path)?;
-    let owner = whose(path)?;
-    let lock = LockFile::take(path)?;
-    if let Some(owner) = owner {
-        lock.give(owner).map_err(io_error("lock", path))?;
-    }
+    let _lock = LockFile::take(path)?;
     check_one_name(path)?;
     let new = beside(path, RESTORING);
     remove_database(&new)?;
     let revision = next_revision(last_known(path).max(report.revision), now);
-    let made = prepare(backup, &new, revision, owner);
+    let made = prepare(backup, &new, revision);
     if let Err(error) = made {
         remove_database(&new)?;
         return Err(error);
@@ -325,12 +320,7 @@ fn next_revision(known: Revision, now: SystemTime) -> Revision {
 }
 
 /// A copy that is up to date, with a revision that nobody has seen, synced.
-fn prepare(
-    backup: &Path,
-    new: &Path,
-    revision: Revision,
-    owner: Option<Owner>,
-) -> Result<(), OpenError> {
+fn prepare(backup: &Path, new: &Path, revision: Revision) -> Result<(), OpenError> {
     let failed = |source| open_error("restore", new, source);
     let source = resolve(backup)?;
     let source = connection::for_looking(&source).map_err(failed)?;
@@ -349,12 +339,7 @@ fn prepare(
     write::raise_revision(&database, revision).map_err(failed)?;
     connection::close(database).map_err(failed)?;
     std::fs::File::open(new)
-        .and_then(|file| {
-            if let Some(owner) = owner {
-                owner.give(&file)?;
-            }
-            file.sync_all()
-        })
+        .and_then(|file| file.sync_all())
         .map_err(io_error("sync", new))
 }
 
