@@ -51,6 +51,7 @@ impl Operator {
                 return plugins;
             }
             assert!(Instant::now() < deadline, "it never came: {plugins:?}");
+            // A file tells nobody that it has grown.
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     }

@@ -1,4 +1,6 @@
 //! Another instance at the door of one that holds the run: whoever lives keeps it.
+//!
+//! The clock is tokio's own and stands still: a sleep moves it on and waits for nothing.
 
 use super::*;
 use crate::error::{Classify as _, Reason};

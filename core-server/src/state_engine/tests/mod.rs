@@ -433,14 +433,14 @@ async fn what_is_held_for_a_stalled_watcher_is_bounded_and_the_others_go_on() {
         }
     };
     rewrite(b'a');
-    let mut stalled = engine.watch(request(&[">"])).unwrap();
+    let mut stalled = engine.watch(request(&[">"])).expect("opens");
     while next(&mut stalled).await != WatchItem::SnapshotEnd(Revision(300)) {}
     let mut other = WatchRequest {
         include_initial: false,
         ..request(&["lamp.k299"])
     };
     other.watcher = plugin("other");
-    let mut other = engine.watch(other).unwrap();
+    let mut other = engine.watch(other).expect("opens");
     next(&mut other).await;
     rewrite(b'b');
     assert_eq!(stalled.next().await, Some(Err(Error::Compacted)));
@@ -448,7 +448,7 @@ async fn what_is_held_for_a_stalled_watcher_is_bounded_and_the_others_go_on() {
     assert_eq!(told(&mut other).await.len(), 1);
     // Who is cut off may begin anew, and is held to no more than before.
     drop(stalled);
-    let mut anew = engine.watch(request(&["lamp.k1"])).unwrap();
+    let mut anew = engine.watch(request(&["lamp.k1"])).expect("opens");
     assert_eq!(told(&mut anew).await[0].0, ChangeKind::Initial);
     rewrite(b'c');
     next(&mut anew).await;
@@ -484,7 +484,7 @@ fn no_name_takes_more_than_its_share_and_the_core_has_no_bound() {
     assert!(set("door.a", "1").unwrap_err().contains("at most 3 keys"));
     assert_eq!(set("core.plugin.door", "1"), Ok(()));
     let gone = engine.delete(&Source::Operator, &key("lamp.a"), None, None);
-    assert!(gone.unwrap().existed);
+    assert!(gone.expect("deleted").existed);
     assert_eq!(set("lamp.b", "1"), Ok(()));
 }
 
